@@ -1,0 +1,79 @@
+# Each target does all the set-up it needs: Python >= 3.11 with its headers, a C++ compiler and make suffice.
+# The first run installs the locked dependencies into .venv; later runs start at once.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV ?= .venv
+JOBS ?= 2# pytest workers
+KILLS ?= 100# kill -9 per store under `make soak`
+ARGS ?=# more arguments for pytest, the demo or the benchmark
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+LOCKS := requirements/build.lock requirements/native.lock requirements/all.lock
+NATIVE := $(wildcard dataplane/lakehouse/index/*.cpp dataplane/lakehouse/index/*.h)
+UV_VERSION := 0.13.9
+
+.PHONY: help setup demo test soak bench lint format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## Serve 8 MB of real data, search it, merge into it, kill it in mid-write, show that nothing is lost
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: setup ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=10 $(ARGS)
+
+soak: setup ## Run the long tests: KILLS=100 kills per store, more simulated schedules
+	@LAKEHOUSE_KILLS=$(KILLS) $(BIN)/python -m pytest -m "soak or kill" --soak -rs --durations=10 -s $(ARGS)
+
+bench: setup ## Measure the server beside in-process hnswlib: table, JSON and plot
+	@$(BIN)/lakehouse bench $(ARGS)
+
+lint: setup ## Check style, types and who imports whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## Rewrite the sources in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+setup: $(VENV)/.project ## Make .venv (the other targets do this by themselves)
+
+$(VENV)/.project: $(VENV)/.dependencies pyproject.toml hatch_build.py $(NATIVE)
+	@echo "installing lakehouse into $(VENV)" >&2
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Three steps, because hnswlib comes as source and its build must not fetch what no hash covers:
+# first what builds need, then hnswlib with exactly that, then the wheels.  hnswlib compiles for the CPU at hand
+# (-march=native), so its wheel stays out of pip's cache: home directories travel between CPUs.
+$(VENV)/.dependencies: $(LOCKS)
+	@.ci/venv $(VENV)
+	@echo "installing the locked dependencies into $(VENV) (about a minute)" >&2
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/build.lock
+	@$(PIP) install --require-hashes --no-cache-dir --no-deps --no-build-isolation -r requirements/native.lock
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/all.lock
+	@touch $@
+
+lock: ## Resolve the dependencies again, for all supported Pythons and machines, into requirements/
+	@test -x build/uv/bin/uv || { python3 -m venv build/uv && build/uv/bin/pip install --quiet uv==$(UV_VERSION); }
+	@lock() { build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+	    --generate-hashes --no-emit-index-url --no-header --no-annotate "$$@"; }; \
+	  lock --group pyproject.toml:build --output-file requirements/build.lock; \
+	  lock --constraint requirements/build.lock --extra bench --group pyproject.toml:dev \
+	    --output-file requirements/all.lock pyproject.toml; \
+	  grep '^hnswlib==' requirements/all.lock | cut -d' ' -f1 \
+	    | lock --no-deps --output-file requirements/native.lock -
+
+clean: ## Remove .venv, caches and builds; data directories stay
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find dataplane operator tests examples -name __pycache__ -prune -exec rm -rf {} +
+	@rm -f dataplane/lakehouse/index/*.so

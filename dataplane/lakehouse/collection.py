@@ -1,0 +1,560 @@
+"""One index over its shards: routes each id to a shard, merges what the shards answer.
+
+A batch over several shards is atomic per shard; repeating it with its idempotency key completes it.
+What it does not do: durability (`lakehouse.shard`), or knowing which indexes exist (`lakehouse.indexes`).
+"""
+
+import asyncio
+import heapq
+import io
+from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from lakehouse.core import named, names
+from lakehouse.core.entry import EncodedRequest, Operation, Request, encode_request
+from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.types import (
+    Batch,
+    Consistency,
+    Hit,
+    IndexParams,
+    Item,
+    Position,
+    SearchPlan,
+    SearchResult,
+    Vectors,
+    WriteResult,
+    check_vectors,
+)
+from lakehouse.core.window import RequestResult
+from lakehouse.engine_settings import EngineSettings
+from lakehouse.index import predicate
+from lakehouse.index.predicate import Predicate
+from lakehouse.runtime import Runtime
+from lakehouse.shard import Shard
+from lakehouse.snapshots import SnapshotRef, image_of, write_image
+from lakehouse.store.base import ObjectStore
+
+INLINE_COST_S = 0.001
+"""A search estimated below this runs on the event loop: the hop to a worker costs 0.1 to 0.5 ms itself."""
+MIN_POSITION_POLLS = 50
+SCROLL_LIMIT_MAX = 10_000
+
+
+def shard_of(item_id: str, shards: int) -> int:
+    """The shard that holds an id: the first 8 bytes of BLAKE2b, big-endian, modulo the number of shards."""
+    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") % shards
+
+
+class Collection:
+    """An open index."""
+
+    def __init__(
+        self, store: ObjectStore, runtime: Runtime, settings: EngineSettings, name: str, record: Incarnation
+    ) -> None:
+        assert record.params is not None
+        self.store = store
+        self.runtime = runtime
+        self.settings = settings
+        self.name = name
+        self.record = record
+        self._shards = tuple(
+            Shard(store, runtime, settings, name, record, number) for number in range(record.shards)
+        )
+        for shard in self._shards:
+            shard.published = self._publish
+
+    async def open(self) -> None:
+        """Recover every shard from its snapshot and log."""
+        await asyncio.gather(*(shard.open() for shard in self._shards))
+
+    async def close(self) -> None:
+        """Finish what was taken, then stop."""
+        await asyncio.gather(*(shard.close() for shard in self._shards))
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def params(self) -> IndexParams:
+        return self._shards[0].replica.index.params
+
+    @property
+    def shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def shard_list(self) -> tuple[Shard, ...]:
+        """The shards themselves, for metrics and tests."""
+        return self._shards
+
+    @property
+    def length(self) -> int:
+        return sum(len(shard) for shard in self._shards)
+
+    @property
+    def position(self) -> Position:
+        assert self.record.uuid is not None
+        return Position(self.record.uuid, tuple(shard.position for shard in self._shards))
+
+    @property
+    def dropped(self) -> bool:
+        return any(shard.replica.dropped for shard in self._shards)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no write, build or snapshot is under way or waiting for quiet."""
+        return all(shard.settled for shard in self._shards)
+
+    async def settle(self) -> None:
+        """Wait until background builds and snapshots are done."""
+        while not self.settled:
+            await self.runtime.sleep(0.05)
+
+    # ------------------------------------------------------------ consistency
+
+    def is_fresh(self, consistency: Consistency, min_position: Position | None) -> bool:
+        """Whether a read as asked may answer at once, without waiting for anything."""
+        if min_position is not None and not self._has_reached(min_position):
+            return False
+        if consistency is Consistency.EVENTUAL:
+            for shard in self._shards:
+                shard.poke()
+            return True
+        return all(shard.is_fresh for shard in self._shards)
+
+    async def refresh(self, consistency: Consistency, min_position: Position | None = None) -> float:
+        """Catch up as far as a read asks; seconds of staleness that remain because the store would not answer.
+
+        Raises `Unavailable` when `min_position` is not reached within the read deadline, `Conflict` when it belongs
+        to an earlier life of the index.
+        """
+        if self.is_fresh(consistency, min_position):
+            return 0.0
+        stale_s = await self._refresh_all()
+        if min_position is None:
+            return stale_s
+        for _ in range(MIN_POSITION_POLLS):
+            if self._has_reached(min_position):
+                return stale_s
+            await self.runtime.sleep(self.settings.read_deadline_s / MIN_POSITION_POLLS)
+            stale_s = await self._refresh_all()
+        raise Unavailable(
+            f"position is not reached yet. position=`{min_position}`", outcome=Outcome.NOT_COMMITTED
+        )
+
+    async def _refresh_all(self) -> float:
+        deadline_s = self.settings.read_deadline_s
+        return max(await asyncio.gather(*(shard.refresh(deadline_s) for shard in self._shards)))
+
+    def _has_reached(self, wanted: Position) -> bool:
+        if wanted.incarnation != self.record.uuid or len(wanted.sequences) != len(self._shards):
+            raise Conflict(f"position belongs to another life of this index. position=`{wanted}`")
+        return all(have >= want for have, want in zip(self.position.sequences, wanted.sequences, strict=True))
+
+    # ---------------------------------------------------------------- writing
+
+    async def add(self, batch: Batch, *, idempotency_key: str | None = None) -> WriteResult:
+        """Upsert a batch that `checked_batch` made.  See `Shard.write` for what is raised."""
+        return await self.write(Operation.UPSERT, batch, idempotency_key=idempotency_key)
+
+    async def write(
+        self, operation: Operation, batch: Batch, *, idempotency_key: str | None = None
+    ) -> WriteResult:
+        """Upsert or add if absent."""
+        key = self._key(idempotency_key)
+        if len(self._shards) == 1:
+            request = Request(key, operation, batch.ids, batch.vectors, batch.metadata)
+            return await self._commit({0: request})
+        requests = {
+            number: Request(
+                key,
+                operation,
+                tuple(batch.ids[j] for j in rows),
+                batch.vectors[rows],
+                tuple(batch.metadata[j] for j in rows),
+            )
+            for number, rows in self._rows_by_shard(batch.ids).items()
+        }
+        return await self._commit(requests)
+
+    async def delete(self, ids: Sequence[str], *, idempotency_key: str | None = None) -> WriteResult:
+        """Delete by id; ids that are not there count for nothing."""
+        distinct = tuple(dict.fromkeys(ids))
+        if not distinct:
+            raise Invalid("no ids: send at least one id in `ids`, or a `filter`")
+        key = self._key(idempotency_key)
+        rows = self._rows_by_shard(distinct)
+        return await self._commit(
+            {
+                number: Request(key, Operation.DELETE, tuple(distinct[j] for j in selected))
+                for number, selected in rows.items()
+            }
+        )
+
+    async def delete_versions(self, ids: Sequence[str], versions: Sequence[int]) -> WriteResult:
+        """Delete each id only where its version is still the one given."""
+        key = self._key(None)
+        return await self._commit(
+            {
+                number: Request(
+                    key,
+                    Operation.DELETE_IF_VERSION,
+                    tuple(ids[j] for j in rows),
+                    versions=tuple(versions[j] for j in rows),
+                )
+                for number, rows in self._rows_by_shard(ids).items()
+            }
+        )
+
+    async def delete_where(self, filter: str) -> WriteResult:
+        """Delete what matched `filter` when the call began; never a version written after that."""
+        wanted = predicate.parse(filter)
+        await self.refresh(Consistency.STRONG)
+        deleted = 0
+        async for batch, versions in self.chunks(wanted):
+            deleted += (await self.delete_versions(batch.ids, versions)).deleted
+        return WriteResult(deleted=deleted, length=self.length, position=self.position)
+
+    def _key(self, idempotency_key: str | None) -> bytes:
+        return self.runtime.uuid().bytes if idempotency_key is None else idempotency_key.encode()
+
+    def _rows_by_shard(self, ids: Sequence[str]) -> dict[int, list[int]]:
+        rows: dict[int, list[int]] = {}
+        for j, item_id in enumerate(ids):
+            rows.setdefault(shard_of(item_id, len(self._shards)) if len(self._shards) > 1 else 0, []).append(
+                j
+            )
+        return rows
+
+    async def _commit(self, requests: dict[int, Request]) -> WriteResult:
+        encoded = {number: await self._encoded(request) for number, request in requests.items()}
+        if len(encoded) == 1:
+            [(number, one)] = encoded.items()
+            results = [(await self._shards[number].write(one))[0]]
+        else:
+            answers = await asyncio.gather(
+                *(self._shards[number].write(one) for number, one in encoded.items()), return_exceptions=True
+            )
+            results = [answer[0] for answer in _all_or_raise(answers)]
+        return self._written(results)
+
+    async def _encoded(self, request: Request) -> EncodedRequest:
+        if request.vectors is not None and request.vectors.nbytes > 1 << 20:
+            return await self.runtime.run_cpu(encode_request, request)
+        return encode_request(request)
+
+    def _written(self, results: Sequence[RequestResult]) -> WriteResult:
+        single = len(self._shards) == 1
+        return WriteResult(
+            added=sum(result.added for result in results),
+            skipped=sum(result.skipped for result in results),
+            deleted=sum(result.deleted for result in results),
+            length=results[0].length if single else self.length,
+            position=self.position,
+            replayed=all(result.replayed for result in results),
+        )
+
+    # ---------------------------------------------------------------- reading
+
+    def search_now(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        ef: int | None = None,
+        filter: str | None = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+    ) -> SearchResult | None:
+        """Search on the event loop when that takes about a millisecond at most; None when a worker should do it.
+
+        Queries are float32 (q, dimension), checked by the caller or here: raises `Invalid`.
+        """
+        self._check_queries(queries)
+        wanted = predicate.parse(filter) if filter is not None else None
+        cost_s = sum(shard.replica.index.estimated_cost_s(len(queries), k, wanted) for shard in self._shards)
+        if cost_s > INLINE_COST_S:
+            return None
+        return self._merged(
+            [
+                shard.replica.index.search(
+                    queries,
+                    k,
+                    ef=ef,
+                    predicate=wanted,
+                    include_metadata=include_metadata,
+                    include_vectors=include_vectors,
+                )
+                for shard in self._shards
+            ],
+            k,
+        )
+
+    async def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        ef: int | None = None,
+        filter: str | None = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        consistency: Consistency = Consistency.STRONG,
+        min_position: Position | None = None,
+        exact: bool = False,
+    ) -> SearchResult:
+        """The k nearest items of each query, nearest first."""
+        self._check_queries(queries)
+        wanted = predicate.parse(filter) if filter is not None else None
+        stale_s = await self.refresh(consistency, min_position)
+        position = self.position
+        parts = await asyncio.gather(
+            *(
+                self.runtime.run_cpu(
+                    shard.replica.index.view().search,
+                    queries,
+                    k,
+                    ef=ef,
+                    predicate=wanted,
+                    exact=exact,
+                    include_metadata=include_metadata,
+                    include_vectors=include_vectors,
+                )
+                for shard in self._shards
+            )
+        )
+        merged = self._merged(parts, k)
+        return SearchResult(merged.hits, merged.plan, position, stale_s)
+
+    def _check_queries(self, queries: Vectors) -> None:
+        if queries.ndim != 2 or queries.shape[1] != self.params.dimension:
+            raise Invalid(
+                f"a query vector must have {self.params.dimension} dimensions, as index {self.name} has. "
+                f"dimensions=`{queries.shape[-1]}`"
+            )
+        check_vectors(queries, self.params.distance, "vector" if len(queries) == 1 else "vectors[{}]")
+
+    def _merged(self, parts: Sequence[SearchResult], k: int) -> SearchResult:
+        if len(parts) == 1:
+            only = parts[0]
+            return SearchResult(only.hits, only.plan, self.position)
+        hits = tuple(
+            tuple(heapq.nsmallest(k, (hit for part in answers for hit in part), key=_nearness))
+            for answers in zip(*(part.hits for part in parts), strict=True)
+        )
+        matched = [part.plan.matched for part in parts]
+        plan = SearchPlan(
+            "+".join(sorted({part.plan.strategy for part in parts})),
+            None if matched[0] is None else sum(count or 0 for count in matched),
+            parts[0].plan.ef,
+            sum(part.plan.visited for part in parts),
+        )
+        return SearchResult(hits, plan, self.position)
+
+    async def item(
+        self,
+        item_id: str,
+        *,
+        consistency: Consistency = Consistency.STRONG,
+        min_position: Position | None = None,
+    ) -> Item:
+        """One item.  Raises `NotFound`."""
+        await self.refresh(consistency, min_position)
+        found = self._shards[shard_of(item_id, len(self._shards))].replica.index.item(item_id)
+        if found is None:
+            raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`")
+        return found
+
+    async def scroll(
+        self,
+        after: str | None = None,
+        limit: int = 100,
+        filter: str | None = None,
+        *,
+        consistency: Consistency = Consistency.STRONG,
+        min_position: Position | None = None,
+    ) -> tuple[list[Item], str | None]:
+        """Items in the order of their ids after `after`, and where to go on (None at the end)."""
+        if not 1 <= limit <= SCROLL_LIMIT_MAX:
+            raise Invalid(f"limit must be from 1 to {SCROLL_LIMIT_MAX}. limit=`{limit}`")
+        wanted = predicate.parse(filter) if filter is not None else None
+        await self.refresh(consistency, min_position)
+        return self._scroll(after, limit, wanted)
+
+    def _scroll(
+        self, after: str | None, limit: int, wanted: Predicate | None
+    ) -> tuple[list[Item], str | None]:
+        pages = [shard.replica.index.scroll(after, limit, wanted) for shard in self._shards]
+        if len(pages) == 1:
+            return pages[0]
+        items = sorted((item for page, _ in pages for item in page), key=lambda item: item.id)
+        more = len(items) > limit or any(cursor is not None for _, cursor in pages)
+        items = items[:limit]
+        return items, items[-1].id if more and items else None
+
+    async def count(
+        self,
+        filter: str | None = None,
+        *,
+        consistency: Consistency = Consistency.STRONG,
+        min_position: Position | None = None,
+    ) -> int:
+        """Items, or those that match `filter`."""
+        wanted = predicate.parse(filter) if filter is not None else None
+        await self.refresh(consistency, min_position)
+        return sum(shard.replica.index.count(wanted) for shard in self._shards)
+
+    async def recall(self, samples: int = 100, k: int = 10, ef: int | None = None) -> dict[str, object]:
+        """Search for sampled stored vectors and compare with the exact answer (ties count as right)."""
+        await self.refresh(Consistency.STRONG)
+        queries = await self._sampled(samples)
+        if not len(queries):
+            return {"samples": 0, "k": k, "recall": None}
+        found = await self.search(queries, k, ef=ef, include_metadata=False)
+        exact = await self.search(queries, k, exact=True, include_metadata=False)
+        right = total = 0
+        for near, true in zip(found.hits, exact.hits, strict=True):
+            bound = true[-1].distance + 1e-6 if true else 0.0
+            right += sum(hit.distance <= bound for hit in near)
+            total += len(true)
+        return {"samples": len(queries), "k": k, "recall": right / total if total else None}
+
+    async def _sampled(self, samples: int) -> Vectors:
+        found = []
+        for shard in self._shards:
+            share = min(len(shard), -(-samples // len(self._shards)))
+            ordinals = sorted(self.runtime.random().sample(range(len(shard)), share))
+            found.append(shard.replica.index.view().vectors_at(ordinals))
+        return np.concatenate(found)
+
+    async def stats(self) -> dict[str, object]:
+        """What is in memory and what the log holds, per shard."""
+        from dataclasses import asdict
+
+        return {
+            "params": self.params.to_json() | {"ef_construction": self.params.ef_construction},
+            "length": self.length,
+            "position": str(self.position),
+            "settled": self.settled,
+            "shards": [
+                asdict(shard.replica.index.stats())
+                | {"log_bytes": shard.replica.log_bytes, "position": shard.position, "damage": shard.damage}
+                | asdict(shard.counters)
+                for shard in self._shards
+            ],
+        }
+
+    # -------------------------------------------------------------- snapshots
+
+    async def snapshot(self, name: str | None = None) -> dict[str, object]:
+        """Take a verified snapshot of every shard; a name keeps it until it is removed by that name.
+
+        Raises `Conflict` if the name is taken.
+        """
+        if name is None:
+            refs = await asyncio.gather(*(shard.snapshot() for shard in self._shards))
+            return self._described(
+                None, [self._file(shard, ref) for shard, ref in zip(self._shards, refs, strict=True)]
+            )
+        named.checked_name(name)
+        return await self._named_snapshot(name)
+
+    async def _named_snapshot(self, name: str) -> dict[str, object]:
+        assert self.record.uuid is not None
+        key = names.named_snapshot_key(self.name, self.record.uuid, name)
+        refs = await asyncio.gather(*(shard.snapshot() for shard in self._shards))
+        files = [self._file(shard, ref) for shard, ref in zip(self._shards, refs, strict=True)]
+        content = named.encode(name, files)
+        await self.store.put(names.pin_key(self.name, self.record.uuid, name), content)
+        for file in files:  # the pin protects them from here on; were they there when it was written?
+            await self.store.head(file.key)
+        await self.store.create(key, content)
+        return self._described(name, files)
+
+    def _file(self, shard: Shard, ref: SnapshotRef) -> named.NamedFile:
+        digest = shard.replica.digests.get(ref.covered, b"")
+        return named.NamedFile(shard.number, ref.key, ref.covered, digest.hex(), ref.size)
+
+    def _described(self, name: str | None, files: Sequence[named.NamedFile]) -> dict[str, object]:
+        assert self.record.uuid is not None
+        return {
+            "name": name,
+            "files": [{"shard": file.shard, "key": file.key, "size": file.size} for file in files],
+            "position": str(Position(self.record.uuid, tuple(file.sequence for file in files))),
+        }
+
+    async def export(self, path: Path, version: int) -> None:
+        """Write the index to a file: LHV1 version 3 (unsharded indexes), or 2 for the old system."""
+        await self.refresh(Consistency.STRONG)
+        if version == 3:
+            if len(self._shards) != 1:
+                raise Invalid(
+                    f"only an index of one shard exports to one version 3 file. shards=`{len(self._shards)}`"
+                )
+            await self.runtime.run_cpu(_write_v3, path, image_of(self._shards[0].replica))
+        elif version == 2:
+            from lakehouse import legacy_export
+
+            views = [shard.replica.index.view() for shard in self._shards]
+            await self.runtime.run_background(legacy_export.export_v2, path, self.params, views)
+        else:
+            raise Invalid(f"snapshots are exported as version 2 or 3. version=`{version}`")
+
+    async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
+        """Copy the newest snapshot to where the old system's tools look; never trusted for recovery."""
+        if len(self._shards) != 1:
+            return
+        key = names.compatibility_key(self.name)
+        if isinstance(content, bytes):
+            await self.store.put(key, content)
+        else:
+            await self.store.upload(key, content)
+        if self.dropped:
+            await self.store.delete(key)
+
+    async def publish_empty(self) -> None:
+        """The compatibility copy of an index that has no snapshot yet."""
+        image = image_of(self._shards[0].replica)
+        out = io.BytesIO()
+        await self.runtime.run_cpu(write_image, out, image)
+        await self._publish(SnapshotRef("", 0, 0), out.getvalue())
+
+    # ------------------------------------------------------------ for merging
+
+    async def chunks(self, wanted: Predicate | None = None) -> AsyncIterator[tuple[Batch, tuple[int, ...]]]:
+        """The items that match, with their versions, a thousand at a time, as of the moment this begins."""
+        views = [shard.replica.index.view() for shard in self._shards]
+        for view in views:
+            for chunk in view.items(wanted):
+                yield Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata)), tuple(chunk.versions)
+
+    async def drop(self) -> None:
+        """Put a DROP entry into every shard's log."""
+        await asyncio.gather(*(shard.drop() for shard in self._shards))
+
+
+def _nearness(hit: Hit) -> tuple[float, str]:
+    return hit.distance, hit.id
+
+
+def _write_v3(path: Path, image: object) -> None:
+    with path.open("wb") as out:
+        write_image(out, image)  # type: ignore[arg-type]
+
+
+def _all_or_raise(
+    answers: Sequence[tuple[RequestResult, int] | BaseException],
+) -> list[tuple[RequestResult, int]]:
+    """The answers, or the first error; `unknown` if any shard may have committed."""
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    if not errors:
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+    if len(errors) < len(answers) and isinstance(errors[0], Unavailable):
+        raise Unavailable(
+            f"some shards committed and some did not: repeat with the same idempotency key. reason=`{errors[0]}`"
+        ) from errors[0]
+    raise errors[0]

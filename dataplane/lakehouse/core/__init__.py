@@ -1,0 +1,1 @@
+"""The pure middle: values and decisions, no I/O, no clock, no chance."""

@@ -1,0 +1,52 @@
+"""A named snapshot keeps one file per shard for as long as it exists.
+
+Two objects make it: a pin, written before the files so that no garbage collection can take them, and the record,
+written last, so that a record always means whole files.  This module knows their JSON only.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from lakehouse.core.errors import Corrupt, Invalid
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """One shard's part of a named snapshot."""
+
+    shard: int
+    key: str
+    sequence: int
+    digest: str
+    """The chain digest at `sequence`, hex."""
+    size: int = 0
+    items: int = 0
+
+
+def checked_name(name: str) -> str:
+    """`name` if a snapshot may be called that: Kubernetes' rule for names.  Raises `Invalid`."""
+    if not _NAME.fullmatch(name):
+        raise Invalid(f"a snapshot name has 1 to 253 lower-case letters, digits, `.` or `-`. name=`{name}`")
+    return name
+
+
+def encode(name: str, files: Sequence[NamedFile]) -> bytes:
+    """The JSON of a pin or a record."""
+    return json.dumps({"name": name, "files": [asdict(file) for file in files]}).encode()
+
+
+def decode(data: bytes) -> tuple[NamedFile, ...]:
+    """The files that a pin or a record names.  Raises `Corrupt`."""
+    try:
+        return tuple(NamedFile(**file) for file in json.loads(data)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"named snapshot cannot be read. bytes=`{data[:80]!r}`") from error
+
+
+def files(data: bytes) -> tuple[str, ...]:
+    """The keys that a pin or a record protects.  Raises `Corrupt`."""
+    return tuple(file.key for file in decode(data))

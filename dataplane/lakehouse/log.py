@@ -1,0 +1,126 @@
+"""The log of one shard in its store: which slots exist, what lies in one, and how to settle what may have been written.
+
+Slots are created once and never changed.  After a lost answer only the slot itself can tell what happened, so
+`settle` asks it.  What this module does not do: decide who writes, or apply entries.
+"""
+
+import enum
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from lakehouse.core import entry, names
+from lakehouse.core.entry import EncodedEntry, Entry
+from lakehouse.core.errors import Conflict, Corrupt, Denied, NotFound, Outcome, Unavailable
+from lakehouse.runtime import Runtime
+from lakehouse.store.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+class Slot(enum.Enum):
+    """What became of a slot we tried to create."""
+
+    OURS = enum.auto()
+    OTHERS = enum.auto()
+    """Another entry is there, and our PUT certainly did not land."""
+    OTHERS_AFTER_DOUBT = enum.auto()
+    """Another entry is there, but one of our PUTs went unanswered before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits between attempts: doubled from `first_s` up to `most_s`, with up to half of it as jitter."""
+
+    first_s: float = 0.02
+    most_s: float = 1.0
+
+    def delay_s(self, attempt: int, runtime: Runtime) -> float:
+        base = min(self.most_s, self.first_s * float(1 << min(attempt, 16)))
+        return base * (1 + runtime.random().random() / 2)
+
+
+class ShardLog:
+    """One shard's log and the keys of its objects."""
+
+    def __init__(
+        self, store: ObjectStore, runtime: Runtime, name: str, incarnation: UUID, shard: int
+    ) -> None:
+        self.store = store
+        self.runtime = runtime
+        self.name = name
+        self.incarnation = incarnation
+        self.shard = shard
+        self._prefix = names.log_prefix(name, incarnation, shard)
+        self.failures = 0
+        """Store calls failed in a row; the breaker reads it."""
+
+    def key(self, seq: int) -> str:
+        return f"{self._prefix}{seq:020}"
+
+    async def after(self, seq: int) -> list[int]:
+        """The slots after `seq` that hold something, in order."""
+        found = await self.store.list(self._prefix, start_after=self.key(seq))
+        return [names.sequence_of(info.key) for info in found]
+
+    async def read(self, seq: int) -> tuple[Entry, int]:
+        """The entry in a slot and its size in bytes.  Raises `NotFound`, `Corrupt`."""
+        data = await self.store.get(self.key(seq))
+        found = entry.decode(data)
+        if found.header.seq != seq:
+            raise Corrupt(f"log entry lies in another's slot. slot=`{seq}` seq=`{found.header.seq}`")
+        return found, len(data)
+
+    async def read_header(self, seq: int) -> entry.Header:
+        """The header in a slot.  Raises `NotFound`, `Corrupt`."""
+        return entry.decode_header(await self.store.get(self.key(seq), 0, entry.HEADER_BYTES))
+
+    async def settle(self, seq: int, encoded: EncodedEntry, backoff: Backoff) -> Slot:
+        """Create a slot and find out, however long it takes, whose entry it holds.
+
+        The same bytes are put again until the slot answers.  Raises `Unavailable(NOT_COMMITTED)` only when no
+        attempt can have landed, so that the caller may give up.
+        """
+        doubt = False
+        attempt = 0
+        while True:
+            try:
+                await self.store.create(self.key(seq), encoded.data)
+            except Conflict:
+                pass
+            except (Unavailable, Denied) as error:
+                certain = isinstance(error, Denied) or error.outcome is Outcome.NOT_COMMITTED
+                if certain and not doubt:
+                    raise
+                self.failures += 1
+                doubt = doubt or not certain
+                logger.warning("log slot is in doubt: asking it. key=%s error=%s", self.key(seq), error)
+            else:
+                self.failures = 0
+                return Slot.OURS
+            occupant = await self._occupant(seq, backoff)
+            if occupant is not None:
+                self.failures = 0
+                if occupant == encoded.data[: entry.HEADER_BYTES]:
+                    return Slot.OURS
+                return Slot.OTHERS_AFTER_DOUBT if doubt else Slot.OTHERS
+            attempt += 1
+            await self.runtime.sleep(backoff.delay_s(attempt, self.runtime))
+
+    async def _occupant(self, seq: int, backoff: Backoff) -> bytes | None:
+        """The header bytes in a slot, None when it is empty; asks until the store answers."""
+        attempt = 0
+        while True:
+            try:
+                return await self.store.get(self.key(seq), 0, entry.HEADER_BYTES)
+            except NotFound:
+                return None
+            except (Unavailable, Denied):
+                self.failures += 1
+                attempt += 1
+                await self.runtime.sleep(backoff.delay_s(attempt, self.runtime))
+
+    async def delete(self, seqs: Sequence[int]) -> None:
+        for seq in seqs:
+            await self.store.delete(self.key(seq))

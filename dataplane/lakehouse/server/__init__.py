@@ -1,0 +1,1 @@
+"""HTTP: the contract of the old system and what goes beyond it."""

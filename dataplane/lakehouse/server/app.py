@@ -1,0 +1,273 @@
+"""The ASGI application: one table of routes, joined to the handlers of the roles that run in this process.
+
+Each request is matched, its key checked, handled, answered, counted.  Whatever goes wrong becomes a problem
+document in one place.  A role that runs elsewhere is reached through the gateway; the table and the rights
+are the same.  What this module does not do: listen; `lakehouse.server.serve` does.
+"""
+
+import asyncio
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+from functools import partial
+
+from lakehouse.catalog import Catalog
+from lakehouse.core.errors import LakehouseError
+from lakehouse.engine_settings import EngineSettings
+from lakehouse.indexes import Indexes
+from lakehouse.runtime import Runtime, SystemRuntime
+from lakehouse.server import openapi, problem
+from lakehouse.server.auth import Guard
+from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
+from lakehouse.server.catalog_api import CatalogApi
+from lakehouse.server.gateway import Gateway
+from lakehouse.server.health import HealthApi
+from lakehouse.server.http import (
+    AnyResponse,
+    BodyBudget,
+    ClientGoneError,
+    Handler,
+    Receive,
+    Request,
+    Response,
+    Scope,
+    Send,
+)
+from lakehouse.server.metrics import Metrics
+from lakehouse.server.routes import ROUTES, VERSION_PREFIX, Node, Route, find, route_tree
+from lakehouse.server.storage_api import StorageApi
+from lakehouse.server.vectors_api import VectorsApi
+from lakehouse.settings import PROXIED_ROLES, Right, Role, Settings
+from lakehouse.store.base import ObjectStore
+from lakehouse.store.open import open_store
+from lakehouse.store.s3 import S3Settings
+from lakehouse.store.wrappers import MeteredStore
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("lakehouse.access")
+
+LOCKED_ROLES = (Role.VECTORS, Role.CATALOG)
+"""Roles that alone may write what is theirs; each holds the lock of its own name."""
+STORED_ROLES = (Role.STORAGE, Role.CATALOG, Role.VECTORS)
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+UNMATCHED = "none"
+"""The route label of requests that match no route."""
+
+
+class App:
+    """The application of one process: `await start()`, serve, `await close()`."""
+
+    def __init__(
+        self, settings: Settings, runtime: Runtime | None = None, store: ObjectStore | None = None
+    ) -> None:
+        self.settings = settings
+        self.runtime = runtime or SystemRuntime(settings.cpu_workers)
+        self.metrics = Metrics()
+        self.indexes: Indexes | None = None
+        self._store = store
+        self._guard = Guard(settings.keys)
+        self._budget = BodyBudget(settings.body_bytes_in_flight_max)
+        self._gateway: Gateway | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._tree = Node()
+        self._handlers: dict[str, Handler] = {}
+        self._id_prefix = self.runtime.uuid().hex[:16]
+        self._ids = itertools.count(1)
+
+    # --- life -----------------------------------------------------------------------------------------
+    # ---------------
+
+    async def start(self) -> None:
+        """Open the store and begin to load the indexes.  Raises what ends start-up."""
+        roles = self.settings.roles
+        if any(role in roles for role in STORED_ROLES) and self._store is None:
+            self._store = await open_store(
+                self.settings.data,
+                self.runtime,
+                locks=[role.value for role in LOCKED_ROLES if role in roles],
+                s3=S3Settings(endpoint=self.settings.s3_endpoint, region=self.settings.s3_region),
+            )
+        if self._store is not None:
+            self._store = MeteredStore(self._store, self.runtime, self.metrics)
+        self._gateway = self._new_gateway()
+        self._join(self._apis())
+        if self.indexes is not None:
+            self.metrics.watch(self.indexes.all_opened)
+            self._loading = self.runtime.spawn(_load(self.indexes), name="load indexes")
+
+    async def close(self) -> None:
+        """Finish writes that were taken, then release the store."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        if self._gateway is not None:
+            await self._gateway.close()
+        if self.indexes is not None:
+            await self.indexes.close()
+        if self._store is not None:
+            await self._store.close()
+        self.runtime.close()
+
+    def _new_gateway(self) -> Gateway | None:
+        settings = self.settings
+        if Role.GATEWAY not in settings.roles:
+            return None
+        urls = {role: settings.role_url(role) for role in PROXIED_ROLES if role not in settings.roles}
+        return Gateway(
+            {role: url for role, url in urls.items() if url},
+            {
+                Role.STORAGE: settings.storage_body_bytes_max,
+                Role.CATALOG: CATALOG_BODY_BYTES_MAX,
+                Role.VECTORS: settings.vectors_body_bytes_max,
+            },
+            settings.proxy_connect_s,
+            settings.proxy_timeout_s,
+        )
+
+    def _apis(self) -> dict[str, object]:
+        """The handlers of the roles that run here, by the first part of a route's name."""
+        settings, roles, store = self.settings, self.settings.roles, self._store
+        apis: dict[str, object] = {
+            "health": HealthApi(roles, store, self.runtime, self.metrics, self._is_loading, openapi.document)
+        }
+        if store is None:
+            return apis
+        if Role.STORAGE in roles:
+            apis["storage"] = StorageApi(
+                store, self.runtime, settings.storage_body_bytes_max, settings.scratch_dir
+            )
+        if Role.CATALOG in roles:
+            apis["catalog"] = CatalogApi(Catalog(store, self.runtime))
+        if Role.VECTORS in roles:
+            self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=settings.scratch_dir))
+            apis["vectors"] = VectorsApi(self.indexes, self.runtime, settings.vectors_body_bytes_max)
+        return apis
+
+    def _is_loading(self) -> bool:
+        return self._loading is not None and not self._loading.done()
+
+    def _join(self, apis: dict[str, object]) -> None:
+        self._tree = route_tree(self._paths())
+        for route in ROUTES:
+            api, _, method = route.name.partition(".")
+            if api in apis:
+                self._handlers[route.name] = getattr(apis[api], method)
+            elif route.role in (Role.INGEST, Role.QUERY):
+                self._handlers[route.name] = _not_available
+            elif route.role is not None and self._gateway is not None:
+                self._handlers[route.name] = partial(self._gateway.forward, route.role)
+
+    def _paths(self) -> Iterator[tuple[str, Route]]:
+        """Under /v1 what runs here or behind the gateway; without it only what runs here."""
+        roles = self.settings.roles
+        for route in ROUTES:
+            if route.role is None or route.role in roles:
+                yield route.path, route
+            if route.role is None or route.role in roles or Role.GATEWAY in roles:
+                yield VERSION_PREFIX + route.path, route
+
+    # --- requests -------------------------------------------------------------------------------------
+    # ---------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the lifespan protocol is for servers other than ours."""
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = self.runtime.monotonic()
+        headers = dict(scope["headers"])
+        request = Request(scope, receive, headers, self._request_id(headers), self._budget)
+        route: Route | None = None
+        try:
+            route, response = self._routed(request)
+            if route is not None:
+                request.right = self._allowed(route, headers)
+                response = await self._handlers[route.name](request)
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001 - the one place where every failure becomes an answer
+            response = problem.of_error(error, request.request_id)
+        finally:
+            request.release()
+        await response.send(send, request.request_id.encode())
+        seconds = self.runtime.monotonic() - began
+        self.metrics.request(UNMATCHED if route is None else route.name, response.status, seconds)
+        if self.settings.access_log:
+            _log_access(request, response.status, seconds)
+
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given.decode("ascii")
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    def _routed(self, request: Request) -> tuple[Route | None, AnyResponse]:
+        """The route; or, when there is none, the answer that says so."""
+        scope = request.scope
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        node, request.params = find(self._tree, raw_path.decode("latin-1"))
+        if node is None:
+            path = raw_path.decode("ascii", "backslashreplace")
+            return None, problem.response(404, f"no such route. path=`{path}`", request.request_id)
+        route = node.routes.get(scope["method"])
+        if route is None:
+            allowed = ", ".join(sorted(node.routes))
+            return None, problem.response(
+                405,
+                f"this route does not take {scope['method']}. allow=`{allowed}`",
+                request.request_id,
+                headers=((b"allow", allowed.encode()),),
+            )
+        return route, _NOTHING
+
+    def _allowed(self, route: Route, headers: dict[bytes, bytes]) -> Right:
+        if route.right is None:
+            return Right.READ
+        return self._guard.check(headers.get(b"authorization"), route.right)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.start()
+        except LakehouseError as error:
+            await send({"type": "lifespan.startup.failed", "message": error.message})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+_NOTHING = Response(204)
+
+
+def create_app(settings: Settings, runtime: Runtime | None = None, store: ObjectStore | None = None) -> App:
+    """The ASGI application of a process with these settings; `store` overrides the one they name."""
+    return App(settings, runtime, store)
+
+
+async def _not_available(request: Request) -> Response:
+    return problem.response(501, "not available in this version", request.request_id)
+
+
+async def _load(indexes: Indexes) -> None:
+    """Open every index, so that no request waits for a replay; one that cannot be opened stops no other."""
+    for name in await indexes.open_all():
+        logger.error("index not loaded index=%s", name)
+
+
+def _log_access(request: Request, status: int, seconds: float) -> None:
+    access_logger.info(
+        "request method=%s path=%s status=%d seconds=%.4f request_id=%s",
+        request.scope["method"],
+        request.scope["path"],
+        status,
+        seconds,
+        request.request_id,
+    )

@@ -1,0 +1,75 @@
+"""Bearer keys: who may do what.
+
+A key is 256 random bits, so its SHA-256 can stand in the configuration without salt or stretching: there is
+nothing to guess.  Every configured hash is compared in constant time.  What this module does not do:
+sessions, users, TLS.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from lakehouse.core.errors import Denied
+from lakehouse.runtime import Runtime, SystemRuntime
+from lakehouse.settings import ApiKey, Right
+
+KEY_PREFIX = "lh_"
+"""So that a leaked key is recognised for what it is."""
+KEY_BYTES = 32
+
+
+def new_key(runtime: Runtime | None = None) -> tuple[str, str]:
+    """A fresh key and the hash that goes into the configuration."""
+    random = (runtime or SystemRuntime()).random()
+    key = KEY_PREFIX + base64.urlsafe_b64encode(random.randbytes(KEY_BYTES)).rstrip(b"=").decode()
+    return key, hash_key(key.encode())
+
+
+def hash_key(key: bytes) -> str:
+    """Lower-case hex SHA-256."""
+    return hashlib.sha256(key).hexdigest()
+
+
+class KeyRefused(Denied):
+    """The caller's key is missing or too weak; a plain `Denied` is the store refusing this server's
+    credentials."""
+
+
+class Guard:
+    """Checks a request's key against the right its route needs."""
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = tuple((bytes.fromhex(key.sha256), key.right) for key in keys)
+
+    @property
+    def open(self) -> bool:
+        """Whether there are no keys, so that every caller is an admin."""
+        return not self._keys
+
+    def check(self, authorization: bytes | None, needed: Right) -> Right:
+        """The caller's right.  Raises `KeyRefused`."""
+        if not self._keys:
+            return Right.ADMIN
+        right = self._right_of(authorization)
+        if right is None:
+            raise KeyRefused("send a valid key as `Authorization: Bearer <key>`", authenticated=False)
+        return require(right, needed)
+
+    def _right_of(self, authorization: bytes | None) -> Right | None:
+        scheme, _, key = (authorization or b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not key:
+            return None
+        presented = hashlib.sha256(key.strip()).digest()
+        found = None
+        for stored, right in self._keys:
+            if hmac.compare_digest(stored, presented):
+                found = right
+        return found
+
+
+def require(right: Right, needed: Right) -> Right:
+    """`right` if it allows what needs `needed`.  Raises `KeyRefused`."""
+    if not right.allows(needed):
+        raise KeyRefused(f"this needs a key with the {needed} right. right=`{right}`", authenticated=True)
+    return right

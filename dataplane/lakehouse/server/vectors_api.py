@@ -1,0 +1,438 @@
+"""The vectors routes: bytes in, one call to the engine, bytes out.
+
+Search and add are the hot ones.  A search whose index is fresh and cheap runs inline on the event loop,
+because a hop to a thread costs more than the search; large bodies are decoded in a worker, because they
+would hold the loop. What this module does not do: decide anything about indexes; `lakehouse.indexes` does.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from lakehouse.collection import Collection
+from lakehouse.core.errors import Invalid
+from lakehouse.core.types import (
+    BATCH_ITEMS_MAX,
+    EF_MAX,
+    Consistency,
+    Distance,
+    Hit,
+    IndexParams,
+    Item,
+    MergeResult,
+    Position,
+    SearchPlan,
+    SearchResult,
+    Vectors,
+    WriteResult,
+    clamped_k,
+)
+from lakehouse.indexes import Indexes
+from lakehouse.runtime import Runtime
+from lakehouse.server import add_body, json_body
+from lakehouse.server.add_body import matrix_of
+from lakehouse.server.http import BINARY, Request, Response, json_response, media_types
+from lakehouse.server.json_body import (
+    CreateBody,
+    Decoder,
+    DeleteBody,
+    MergeBody,
+    ReadBody,
+    RecallBody,
+    ScrollBody,
+    SearchOptions,
+    SnapshotBody,
+    floats,
+    wrong_dimension,
+)
+
+INLINE_BODY_BYTES = 64 << 10
+"""A larger add body is decoded in a worker: 64 KiB of JSON take about 0.3 ms."""
+QUERIES_MAX = 1_024
+"""Queries in one batch."""
+SCROLL_DEFAULT, SCROLL_MAX = 100, 1_000
+RECALL_SAMPLES_MAX = 10_000
+SHARDS_MAX = 256
+
+CONSISTENCY = {member.value: member for member in Consistency}
+
+decode_create = Decoder(CreateBody)
+decode_merge = Decoder(MergeBody)
+decode_delete = Decoder(DeleteBody)
+decode_read = Decoder(ReadBody)
+decode_scroll = Decoder(ScrollBody)
+decode_recall = Decoder(RecallBody)
+decode_snapshot = Decoder(SnapshotBody)
+
+
+class VectorsApi:
+    """Handlers named as the routes are."""
+
+    def __init__(self, indexes: Indexes, runtime: Runtime, body_bytes_max: int) -> None:
+        self._indexes = indexes
+        self._runtime = runtime
+        self._body_bytes_max = body_bytes_max
+
+    # --- hot ------------------------------------------------------------------------------------------
+    # ---------------
+
+    async def search(self, request: Request) -> Response:
+        """Nearest neighbours of a vector or of a stored item."""
+        collection = await self._collection(request)
+        body = await request.body(self._body_bytes_max)
+        position = _min_position(request)
+        if request.media_type == BINARY:
+            options = json_body.query_options(request.query())
+            queries = matrix_of(body, collection.params.dimension)
+            if len(queries) != 1:
+                raise Invalid(f"a search takes one vector; search/batch takes many. vectors=`{len(queries)}`")
+        else:
+            asked = json_body.decode_search(body)
+            if asked.id is not None:
+                return await self._search_by_id(collection, asked, position)
+            options, queries = asked, _one_vector(asked.vector, collection.params.dimension)
+        result = await _search(collection, queries, clamped_k(options.k), options, position)
+        return _search_response(_hits_json(result.hits[0], options.include), result, options)
+
+    async def search_batch(self, request: Request) -> Response:
+        """Nearest neighbours of each of many vectors."""
+        collection = await self._collection(request)
+        body = await request.body(self._body_bytes_max)
+        dimension = collection.params.dimension
+        if request.media_type == BINARY:
+            options = json_body.query_options(request.query())
+            queries = matrix_of(body, dimension)
+        else:
+            asked = json_body.decode_batch(body)
+            options = asked
+            _check_query_count(len(asked.vectors))
+            queries = json_body.matrix(asked.vectors, dimension, "vectors[{}]")
+        _check_query_count(len(queries))
+        result = await _search(collection, queries, clamped_k(options.k), options, _min_position(request))
+        include = options.include
+        return _search_response([_hits_json(hits, include) for hits in result.hits], result, options)
+
+    async def add(self, request: Request) -> Response:
+        """Upsert a batch of items."""
+        collection = await self._collection(request)
+        key = request.idempotency_key()
+        body = await request.body(self._body_bytes_max)
+        if len(body) > INLINE_BODY_BYTES:
+            batch = await self._runtime.run_cpu(add_body.decode, body, request.media_type, collection.params)
+        else:
+            batch = add_body.decode(body, request.media_type, collection.params)
+        result = await collection.add(batch, idempotency_key=key)
+        return json_response({"added": result.added, "length": result.length}, 200, _written(result))
+
+    async def _collection(self, request: Request) -> Collection:
+        name = request.params["name"]
+        return self._indexes.opened(name) or await self._indexes.open(name)
+
+    async def _search_by_id(
+        self, collection: Collection, asked: json_body.SearchBody, position: Position | None
+    ) -> Response:
+        """Neighbours of a stored item, itself left out."""
+        if asked.vector is not None:
+            raise Invalid("give either `vector` or `id`, not both")
+        item_id = str(asked.id)
+        item = await collection.item(
+            item_id, consistency=CONSISTENCY[asked.consistency], min_position=position
+        )
+        k = clamped_k(asked.k)
+        result = await _search(collection, item.vector.reshape(1, -1), k + 1, asked, position)
+        others = [hit for hit in result.hits[0] if hit.id != item_id][:k]
+        return _search_response(_hits_json(others, asked.include), result, asked)
+
+    # --- indexes --------------------------------------------------------------------------------------
+    # ---------------
+
+    async def create(self, request: Request) -> Response:
+        """A new, empty index."""
+        asked: CreateBody = decode_create(await request.body(self._body_bytes_max))
+        shards = asked.shards or 1
+        if not 1 <= shards <= SHARDS_MAX:
+            raise Invalid(f"shards must be a whole number from 1 to {SHARDS_MAX}. shards=`{shards}`")
+        collection = await self._indexes.create(_index_params(asked), shards)
+        return json_response(_described(collection), 201, _at(collection.position))
+
+    async def list(self, request: Request) -> Response:
+        """Names of all indexes."""
+        names = sorted(await self._indexes.names())
+        return json_response({"names": names, "count": len(names)})
+
+    async def get(self, request: Request) -> Response:
+        """One index: its parameters and length, after every write acknowledged before."""
+        collection = await self._collection(request)
+        consistency, position = _read_options(request)
+        await _refresh(collection, consistency, position)
+        return json_response(_described(collection), 200, _at(collection.position))
+
+    async def drop(self, request: Request) -> Response:
+        """Delete an index with all it holds."""
+        await self._indexes.drop(request.params["name"])
+        return Response(204)
+
+    async def merge(self, request: Request) -> Response:
+        """Copy every item of one index into another."""
+        source = request.params["name"]
+        asked: MergeBody = decode_merge(await self._body(request))
+        if not asked.dest or asked.dest == source:
+            raise Invalid(f"dest names another index than the source. dest=`{asked.dest}`")
+        result = await self._indexes.merge(
+            source,
+            asked.dest,
+            clear_source=bool(asked.clear_source),
+            replace=asked.on_conflict == "replace",
+        )
+        return json_response(_merged(result), 200, _at(result.position))
+
+    # --- items ----------------------------------------------------------------------------------------
+    # ---------------
+
+    async def delete(self, request: Request) -> Response:
+        """Delete items by id, or all that match a filter."""
+        collection = await self._collection(request)
+        key = request.idempotency_key()
+        asked: DeleteBody = decode_delete(await self._body(request))
+        if (asked.ids is None) == (asked.filter is None):
+            raise Invalid("give either `ids` or `filter`")
+        if asked.filter is not None:
+            result = await collection.delete_where(asked.filter)
+        else:
+            result = await collection.delete(_checked_ids(asked.ids or []), idempotency_key=key)
+        return json_response({"deleted": result.deleted, "length": result.length}, 200, _written(result))
+
+    async def item(self, request: Request) -> Response:
+        """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
+        collection = await self._collection(request)
+        consistency, position = _read_options(request)
+        item = await collection.item(request.params["id"], consistency=consistency, min_position=position)
+        if BINARY in media_types(request.headers.get(b"accept", b"")):
+            return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY)
+        return json_response(_item_json(item, vectors=True, metadata=True))
+
+    async def scroll(self, request: Request) -> Response:
+        """A page of items in the order of their ids."""
+        collection = await self._collection(request)
+        asked: ScrollBody = decode_scroll(await self._body(request))
+        limit = asked.limit if asked.limit is not None and asked.limit > 0 else SCROLL_DEFAULT
+        items, after = await collection.scroll(
+            asked.after,
+            min(limit, SCROLL_MAX),
+            asked.filter,
+            consistency=CONSISTENCY[asked.consistency],
+            min_position=_min_position(request),
+        )
+        include = asked.include if asked.include is not None else ["metadata"]
+        found = [_item_json(item, "vectors" in include, "metadata" in include) for item in items]
+        return json_response({"items": found, "after": after})
+
+    async def count(self, request: Request) -> Response:
+        """How many items match."""
+        collection = await self._collection(request)
+        asked: ReadBody = decode_read(await self._body(request))
+        count = await collection.count(
+            asked.filter,
+            consistency=CONSISTENCY[asked.consistency],
+            min_position=_min_position(request),
+        )
+        return json_response({"count": count})
+
+    # --- looking after
+    # -----------------------------------------------------------------------------------------------
+
+    async def stats(self, request: Request) -> Response:
+        """What the engine says of an index."""
+        collection = await self._collection(request)
+        return json_response(await collection.stats())
+
+    async def recall(self, request: Request) -> Response:
+        """Sampled queries against the exact answer."""
+        collection = await self._collection(request)
+        asked: RecallBody = decode_recall(await self._body(request))
+        if not 1 <= asked.samples <= RECALL_SAMPLES_MAX:
+            raise Invalid(
+                f"samples must be a whole number from 1 to {RECALL_SAMPLES_MAX}. samples=`{asked.samples}`"
+            )
+        _check_ef(asked.ef)
+        return json_response(await collection.recall(asked.samples, clamped_k(asked.k), asked.ef))
+
+    async def snapshot(self, request: Request) -> Response:
+        """Take a snapshot now; a name keeps it."""
+        collection = await self._collection(request)
+        asked: SnapshotBody = decode_snapshot(await self._body(request))
+        return json_response(await collection.snapshot(asked.name), 200, _at(collection.position))
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, where none means `{}`."""
+        body = await request.body(self._body_bytes_max)
+        json_body.check_utf8(body)
+        return body or b"{}"
+
+
+# --- what is asked
+# ---------------------------------------------------------------------------------------------------
+
+
+def _index_params(asked: CreateBody) -> IndexParams:
+    try:
+        distance = Distance(asked.distance or Distance.COSINE)
+    except ValueError as error:
+        known = ", ".join(Distance)
+        raise Invalid(f"unknown distance: one of {known}. distance=`{asked.distance}`") from error
+    given = {"m": asked.m, "ef_search": asked.ef_search, "ef_construction": asked.ef_construction}
+    numbers = {name: value for name, value in given.items() if value}
+    return IndexParams(asked.name, asked.dimension, distance=distance, **numbers)
+
+
+def _one_vector(value: json_body.VectorText | None, dimension: int) -> Vectors:
+    if value is None:
+        raise Invalid("give `vector`, or the `id` of a stored item")
+    row = floats(value, "vector")
+    if len(row) != dimension:
+        raise Invalid(wrong_dimension("vector", dimension, len(row)))
+    return row.reshape(1, dimension)
+
+
+def _check_query_count(queries: int) -> None:
+    if not 1 <= queries <= QUERIES_MAX:
+        raise Invalid(f"a batch has 1 to {QUERIES_MAX} vectors. vectors=`{queries}`")
+
+
+def _check_ef(ef: int | None) -> None:
+    if ef is not None and not 1 <= ef <= EF_MAX:
+        raise Invalid(f"ef must be a whole number from 1 to {EF_MAX}. ef=`{ef}`")
+
+
+def _checked_ids(ids: Sequence[str]) -> Sequence[str]:
+    if not 1 <= len(ids) <= BATCH_ITEMS_MAX:
+        raise Invalid(f"ids has 1 to {BATCH_ITEMS_MAX} entries. ids=`{len(ids)}`")
+    for j, item_id in enumerate(ids):
+        if not item_id:
+            raise Invalid(f"ids[{j}] is empty")
+    return ids
+
+
+def _min_position(request: Request) -> Position | None:
+    raw = request.headers.get(b"lakehouse-min-position")
+    return None if raw is None else Position.parse(raw.decode("latin-1"))
+
+
+def _read_options(request: Request) -> tuple[Consistency, Position | None]:
+    asked = request.query().get("consistency", "strong")
+    if asked not in CONSISTENCY:
+        raise Invalid(f"consistency is `strong` or `eventual`. consistency=`{asked}`")
+    return CONSISTENCY[asked], _min_position(request)
+
+
+# --- reading
+# ---------------------------------------------------------------------------------------------------------
+
+
+async def _search(
+    collection: Collection, queries: Vectors, k: int, options: SearchOptions, position: Position | None
+) -> SearchResult:
+    """Inline when the index is fresh and the search cheap; else as the engine sees fit."""
+    _check_ef(options.ef)
+    consistency = CONSISTENCY[options.consistency]
+    include = options.include
+    metadata = include is None or "metadata" in include
+    vectors = include is not None and "vectors" in include
+    if collection.is_fresh(consistency, position):
+        result = collection.search_now(
+            queries,
+            k,
+            ef=options.ef,
+            filter=options.filter,
+            include_metadata=metadata,
+            include_vectors=vectors,
+        )
+        if result is not None:
+            return result
+    return await collection.search(
+        queries,
+        k,
+        ef=options.ef,
+        filter=options.filter,
+        include_metadata=metadata,
+        include_vectors=vectors,
+        consistency=consistency,
+        min_position=position,
+    )
+
+
+async def _refresh(collection: Collection, consistency: Consistency, position: Position | None) -> None:
+    if not collection.is_fresh(consistency, position):
+        await collection.refresh(consistency, position)
+
+
+# --- what is answered
+# ------------------------------------------------------------------------------------------------
+
+
+def _hits_json(hits: Sequence[Hit], include: Sequence[str] | None) -> Any:
+    fragment = orjson.Fragment
+    if include is None or "vectors" not in include:
+        return [
+            {
+                "id": hit.id,
+                "distance": hit.distance,
+                "metadata": fragment(hit.metadata) if hit.metadata else None,
+            }
+            for hit in hits
+        ]
+    return [
+        {
+            "id": hit.id,
+            "distance": hit.distance,
+            "metadata": fragment(hit.metadata) if hit.metadata else None,
+            "vector": None if hit.vector is None else hit.vector.tolist(),
+        }
+        for hit in hits
+    ]
+
+
+def _search_response(results: Any, result: SearchResult, options: SearchOptions) -> Response:
+    body: dict[str, Any] = {"results": results}
+    if options.filter is not None or options.explain:
+        body["plan"] = _plan_json(result.plan)
+    if result.stale_s > 0:
+        return json_response(body, 200, ((b"lakehouse-staleness", b"%.3f" % result.stale_s),))
+    return json_response(body)
+
+
+def _plan_json(plan: SearchPlan) -> dict[str, Any]:
+    return {"strategy": plan.strategy, "matched": plan.matched, "ef": plan.ef, "visited": plan.visited}
+
+
+def _item_json(item: Item, vectors: bool, metadata: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {"id": item.id}
+    if vectors:
+        body["vector"] = item.vector.tolist()
+    if metadata:
+        body["metadata"] = orjson.Fragment(item.metadata) if item.metadata else None
+    return body
+
+
+def _described(collection: Collection) -> dict[str, Any]:
+    return {"params": collection.params.to_json(), "length": collection.length}
+
+
+def _merged(result: MergeResult) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "merged": result.merged,
+        "skipped_already_present": result.skipped_already_present,
+        "failed": result.failed,
+        "length_dest": result.length_dest,
+        "length_source": result.length_source,
+    }
+    return body if result.first_error is None else body | {"first_error": result.first_error}
+
+
+def _at(position: Position | None) -> tuple[tuple[bytes, bytes], ...]:
+    return () if position is None else ((b"lakehouse-position", str(position).encode()),)
+
+
+def _written(result: WriteResult) -> tuple[tuple[bytes, bytes], ...]:
+    return _at(result.position)

@@ -1,0 +1,340 @@
+"""One frozen `Settings`, read once: the configuration file, overridden by the environment, overridden by
+the caller.
+
+`load()` reads `lakehouse.toml`, then `LAKEHOUSE_*` variables, then what the command line gave.  A setting
+that cannot be right ends start-up with a message that names it.  What settings do not hold: secrets of the
+object store, which come from boto3's own chain (`AWS_ACCESS_KEY_ID` and its kin), and components such as
+stores and clocks.
+"""
+
+import enum
+import ipaddress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from lakehouse.core.errors import Invalid
+
+ENV_PREFIX = "LAKEHOUSE_"
+CONFIG_FILE = "lakehouse.toml"
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Role(enum.StrEnum):
+    """A part of the server that can run in a process of its own."""
+
+    GATEWAY = "gateway"
+    STORAGE = "storage"
+    CATALOG = "catalog"
+    INGEST = "ingest"
+    QUERY = "query"
+    VECTORS = "vectors"
+
+
+ALL_ROLES = tuple(Role)
+PROXIED_ROLES = (Role.STORAGE, Role.CATALOG, Role.VECTORS)
+"""Roles that have routes, so a gateway without them in its process needs their address."""
+
+
+class Right(enum.StrEnum):
+    """What a bearer key may do; each includes the one before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    @property
+    def level(self) -> int:
+        """0, 1 or 2."""
+        return _LEVELS[self]
+
+    def allows(self, needed: "Right") -> bool:
+        """Whether a key with this right may do what needs `needed`."""
+        return self.level >= needed.level
+
+
+_LEVELS = {right: level for level, right in enumerate(Right)}
+
+
+class ApiKey(BaseModel):
+    """One live bearer key: its hash, never the key itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="Who holds the key; for logs.")
+    right: Right = Field(description="`read`, `write` or `admin`; each includes the one before it.")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description=(
+            "Lower-case hex SHA-256 of the key.  A key is 256 random bits, so no slow hash is needed."
+        ),
+    )
+
+
+_toml: ContextVar[Path | None] = ContextVar("lakehouse_toml", default=None)
+
+
+class Settings(BaseSettings):
+    """Everything a server process can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
+    )
+
+    data: str = Field(
+        "./lakehouse-data",
+        description="Where everything durable lives: a directory, `s3://bucket/prefix`, or `memory:` "
+        "(keeps nothing). A directory by default, because it needs nothing else.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on.  Loopback by default; any other needs `keys` or `insecure`.",
+    )
+    port: int = Field(
+        3110,
+        ge=0,
+        le=65_535,
+        description="TCP port; 0 takes a free one and prints it.  3110 is the old system's gateway port.",
+    )
+    roles: Annotated[tuple[Role, ...], NoDecode] = Field(
+        ALL_ROLES,
+        description="Roles this process runs, comma-separated: `gateway`, `storage`, `catalog`, "
+        "`ingest`, `query`, `vectors`.  All of them by default: one process is the simplest thing that "
+        "works.",
+    )
+    storage_url: str | None = Field(
+        None,
+        description=(
+            "Where a gateway finds the storage role when its own process does not run it; no default."
+        ),
+    )
+    catalog_url: str | None = Field(
+        None,
+        description=(
+            "Where a gateway finds the catalog role when its own process does not run it; no default."
+        ),
+    )
+    ingest_url: str | None = Field(
+        None,
+        description="Where a gateway finds the ingest role.  Unused: the role has no routes in this version.",
+    )
+    query_url: str | None = Field(
+        None,
+        description="Where a gateway finds the query role.  Unused: the role has no routes in this version.",
+    )
+    vectors_url: str | None = Field(
+        None,
+        description=(
+            "Where a gateway finds the vectors role when its own process does not run it; no default."
+        ),
+    )
+    keys: tuple[ApiKey, ...] = Field(
+        (),
+        description="Bearer keys, each `{name, right, sha256}`; `lakehouse key new` prints one.  Several "
+        "may be live, so a key can be replaced without a gap.  In the environment: a JSON list.  None by "
+        "default: every caller on loopback is an admin.",
+    )
+    insecure: bool = Field(
+        False,
+        description=(
+            "Listen on an address that is not loopback without keys.  Off: an open port is never an accident."
+        ),
+    )
+    s3_endpoint: str | None = Field(
+        None, description="URL of an S3-compatible store such as MinIO.  Default: AWS's own endpoints."
+    )
+    s3_region: str | None = Field(None, description="S3 region.  Default: what boto3's own chain finds.")
+    scratch_dir: Path | None = Field(
+        None,
+        description="Directory for files of passage: mapped index segments and request bodies on their "
+        "way to the store.  Nothing in it outlives the process.  Default: the system's temporary "
+        "directory.",
+    )
+    vectors_body_bytes_max: int = Field(
+        64 * MIB,
+        ge=1,
+        description=(
+            "Largest body of a vectors request, in bytes; above it 413.  64 MiB is the old contract's limit."
+        ),
+    )
+    storage_body_bytes_max: int = Field(
+        5 * GIB,
+        ge=1,
+        description=(
+            "Largest object that storage put takes, in bytes; above it 413.  5 GiB is S3's limit for one PUT."
+        ),
+    )
+    body_bytes_in_flight_max: int = Field(
+        512 * MIB,
+        ge=1,
+        description="Bytes of request bodies held in memory at once, over all requests; above it 429.  "
+        "512 MiB is eight of the largest vectors bodies.",
+    )
+    shutdown_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds that requests already taken have to finish after SIGTERM.  Below the 30 s "
+        "after which Kubernetes kills.",
+    )
+    proxy_connect_s: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds a gateway waits for a connection to a role.  2 s: a role is near or down.",
+    )
+    proxy_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description=(
+            "Seconds a gateway waits for the next bytes of a role's answer.  60 s: above every "
+            "deadline of a role."
+        ),
+    )
+    access_log: bool = Field(
+        False,
+        description=(
+            "Log one line per request.  Off: metrics count requests, and a line costs as much as a search."
+        ),
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged, to standard error."
+    )
+    cpu_workers: int | None = Field(
+        None, ge=1, le=256, description="Threads for batches and scans.  Default: one per usable core."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The caller over the environment over the file that `load` named."""
+        toml = _toml.get()
+        if toml is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _split_roles(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("roles")
+    @classmethod
+    def _some_roles(cls, value: tuple[Role, ...]) -> tuple[Role, ...]:
+        if not value:
+            raise Invalid("roles must name at least one role. roles=``")
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _addresses(self) -> "Settings":
+        for role in Role:
+            url = self.role_url(role)
+            if url is not None:
+                _check_url(f"{role}_url", url)
+        if Role.GATEWAY in self.roles:
+            for role in PROXIED_ROLES:
+                if role not in self.roles and not self.role_url(role):
+                    raise Invalid(
+                        f"this gateway does not run the {role} role, so it needs its address: set {role}_url "
+                        f"or {ENV_PREFIX}{role.upper()}_URL, such as http://127.0.0.1:3215"
+                    )
+        if not (is_loopback(self.host) or self.keys or self.insecure):
+            raise Invalid(
+                "an address that is not loopback needs keys (`lakehouse key new`) or an explicit --insecure. "
+                f"host=`{self.host}`"
+            )
+        return self
+
+    def role_url(self, role: Role) -> str | None:
+        """Where `role` is served by another process; None when unset."""
+        return None if role is Role.GATEWAY else getattr(self, f"{role}_url")
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        whole = False
+    if not whole:
+        raise Invalid(
+            f"{name} ({ENV_PREFIX}{name.upper()}) needs a scheme and a host, such as http://127.0.0.1:3215. "
+            f"{name}=`{url}`"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the file, the environment and `overrides` (of which None means: not given).  Raises `Invalid`.
+
+    Without `config`, `lakehouse.toml` in the working directory is read if it is there.
+    """
+    path = config if config is not None else Path(CONFIG_FILE)
+    if config is not None and not path.is_file():
+        raise Invalid(f"the configuration file does not exist. config=`{path}`")
+    token = _toml.set(path if path.is_file() else None)
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise Invalid(_explained(error)) from error
+    except (SettingsError, ValueError, OSError) as error:
+        raise Invalid(f"the configuration cannot be read: {error}. config=`{path}`") from error
+    finally:
+        _toml.reset(token)
+
+
+def _explained(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        place = ".".join(map(str, problem["loc"])) or "settings"
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        hint = f" ({ENV_PREFIX}{name.upper()})" if name in Settings.model_fields else ""
+        lines.append(f"{place}{hint}: {problem['msg'].lower()}")
+    return "; ".join(lines)
+
+
+def markdown_table() -> str:
+    """Every setting as a Markdown table: name, environment variable, default, meaning."""
+    rows = ["| setting | environment | default | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{name}` | `{ENV_PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"

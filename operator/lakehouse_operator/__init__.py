@@ -1,0 +1,1 @@
+"""The Kubernetes operator's place: nothing is built here yet."""

@@ -1,0 +1,172 @@
+"""The two acceptance scripts of the earlier system, against `lakehouse serve`: its clients keep working.
+
+Each runs once in one process, and once with a process per role on the old ports.  The ports are part of what
+is accepted, so the tests take turns over them by a file lock, and are skipped only when a stranger listens
+there.
+"""
+
+import contextlib
+import fcntl
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from live_server import LiveServer, free_port, port_is_free
+
+GATEWAY, STORAGE, VECTORS = 3110, 3211, 3215
+PORTS_LOCK = Path(tempfile.gettempdir()) / "lakehouse-acceptance-ports.lock"
+DIMENSION = 64
+
+pytestmark = pytest.mark.xdist_group("old ports")
+
+
+class System:
+    """The servers of one deployment; the vectors role is the one that gets killed."""
+
+    def __init__(self, servers: list[LiveServer]) -> None:
+        self.servers = servers
+        self.url = servers[0].url
+        self.vectors = servers[-1]
+
+    def start(self) -> "System":
+        for server in self.servers:
+            server.spawn()
+        for server in self.servers:
+            server.wait_ready()
+        return self
+
+    def restart_vectors(self) -> None:
+        """kill -9, then start."""
+        self.vectors.kill()
+        self.vectors.start()
+
+
+def one_process(directory: Path) -> list[LiveServer]:
+    return [LiveServer(str(directory / "data"), directory / "server.log", port=GATEWAY)]
+
+
+def process_per_role(directory: Path) -> list[LiveServer]:
+    data, catalog = str(directory / "data"), free_port()
+    urls = {
+        "LAKEHOUSE_STORAGE_URL": f"http://127.0.0.1:{STORAGE}",
+        "LAKEHOUSE_CATALOG_URL": f"http://127.0.0.1:{catalog}",
+        "LAKEHOUSE_VECTORS_URL": f"http://127.0.0.1:{VECTORS}",
+    }
+    ports = {"gateway": GATEWAY, "storage": STORAGE, "catalog": catalog, "vectors": VECTORS}
+    return [
+        LiveServer(data, directory / f"{role}.log", port=port, args=("--roles", role), env=urls)
+        for role, port in ports.items()
+    ]
+
+
+@pytest.fixture(params=[one_process, process_per_role], ids=["one-process", "process-per-role"])
+def system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[System]:
+    with PORTS_LOCK.open("w") as lock, contextlib.ExitStack() as stack:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        servers: list[LiveServer] = request.param(tmp_path)
+        for server in servers:
+            if not port_is_free(server.port):
+                pytest.skip(f"port {server.port}, which the old clients use, is taken by another program")
+        for server in servers:
+            stack.enter_context(server)
+        yield System(servers).start()
+
+
+@pytest.fixture
+def http(system: System) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=system.url, timeout=30) as client:
+        yield client
+
+
+def vectors(count: int, dimension: int) -> list[list[float]]:
+    rows = np.random.default_rng(count).standard_normal((count, dimension)).astype(np.float32)
+    return [[float(x) for x in row] for row in rows]
+
+
+def items(count: int, dimension: int) -> list[dict[str, object]]:
+    return [
+        {"id": f"w-{n:03}", "vector": vector, "metadata": {"n": n}}
+        for n, vector in enumerate(vectors(count, dimension))
+    ]
+
+
+def test_create_add_search_and_refuse(system: System, http: httpx.Client) -> None:
+    created = http.post("/v1/vectors/index", json={"name": "workers_demo", "dimension": DIMENSION})
+    assert created.status_code == 201
+    assert created.json() == {
+        "params": {
+            "name": "workers_demo",
+            "dimension": DIMENSION,
+            "m": 16,
+            "ef_search": created.json()["params"]["ef_search"],
+            "distance": "cosine",
+        },
+        "length": 0,
+    }
+
+    added = http.post("/v1/vectors/index/workers_demo/add", json={"items": items(200, DIMENSION)})
+    assert (added.status_code, added.json()) == (200, {"added": 200, "length": 200})
+
+    query = {"vector": vectors(200, DIMENSION)[42], "k": 5}
+    found = http.post("/v1/vectors/index/workers_demo/search", json=query)
+    assert found.status_code == 200
+    results = found.json()["results"]
+    assert len(results) == 5
+    assert results[0]["id"] == "w-042"
+    assert abs(results[0]["distance"]) < 1e-5
+    assert results[0]["metadata"] == {"n": 42}
+    assert [hit["distance"] for hit in results] == sorted(hit["distance"] for hit in results)
+
+    narrow = http.post("/v1/vectors/index/workers_demo/search", json={"vector": [1.0, 2.0], "k": 5})
+    assert narrow.status_code == 400
+    assert narrow.headers["content-type"] == "application/problem+json"
+    missing = http.post("/v1/vectors/index/nowhere/search", json=query)
+    assert missing.status_code == 404
+    again = http.post("/v1/vectors/index", json={"name": "workers_demo", "dimension": DIMENSION})
+    assert again.status_code == 409
+    assert http.get("/v1/vectors/index/workers_demo").json()["length"] == 200
+
+
+def test_an_index_outlives_kill_and_a_dropped_one_stays_dropped(system: System, http: httpx.Client) -> None:
+    file = "/v1/storage/get/_vectors/persist_demo.lhv1"
+    created = http.post(
+        "/v1/vectors/index", json={"name": "persist_demo", "dimension": 8, "distance": "cosine"}
+    )
+    assert created.status_code == 201
+    added = http.post("/v1/vectors/index/persist_demo/add", json={"items": items(50, 8)})
+    assert (added.status_code, added.json()) == (200, {"added": 50, "length": 50})
+    stored = http.get(file)
+    assert stored.status_code == 200
+    assert stored.content.startswith(b"LHV1")
+
+    system.restart_vectors()
+    assert http.get("/v1/vectors/index").json() == {"names": ["persist_demo"], "count": 1}
+    index = http.get("/v1/vectors/index/persist_demo").json()
+    assert (index["length"], index["params"]["dimension"], index["params"]["distance"]) == (50, 8, "cosine")
+    query = {"vector": vectors(50, 8)[1], "k": 3}
+    first = http.post("/v1/vectors/index/persist_demo/search", json=query).json()["results"][0]
+    assert first["id"] == "w-001"
+    assert abs(first["distance"]) < 1e-5
+
+    assert http.delete("/v1/vectors/index/persist_demo").status_code == 204
+    assert http.get(file).status_code == 404
+    system.restart_vectors()
+    assert http.get("/v1/vectors/index").json() == {"names": [], "count": 0}
+    assert http.get("/v1/vectors/index/persist_demo").status_code == 404
+    assert http.get(file).status_code == 404
+
+
+def test_the_old_direct_ports_answer_without_the_version_prefix(system: System) -> None:
+    vectors_url = system.vectors.url
+    created = httpx.post(f"{vectors_url}/vectors/index", json={"name": "direct", "dimension": 2})
+    assert created.status_code == 201
+    storage_url = next(s.url for s in system.servers if s.port == STORAGE or len(system.servers) == 1)
+    assert httpx.put(f"{storage_url}/storage/put/a/b%2Fc", content=b"bytes").status_code == 200
+    assert httpx.get(f"{storage_url}/storage/get/a/b%2Fc").content == b"bytes"
+    for server in system.servers:
+        for path in ("/health", "/livez", "/readyz", "/metrics"):
+            assert httpx.get(f"{server.url}{path}").status_code == 200, (server.port, path)

@@ -1,0 +1,84 @@
+"""Every error is a problem document with a request id; every answer carries one."""
+
+import socket
+
+import httpx
+import pytest
+
+from live_server import LiveServer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1", 404),
+        ("GET", "/v1/", 404),
+        ("GET", "/v1/vectors/index/", 404),
+        ("GET", "/v1/vectors/index/x/unknown", 404),
+        ("GET", "/v1/vectors/index/%ff", 400),
+        ("PATCH", "/v1/vectors/index", 405),
+        ("POST", "/v1/storage/get/x", 405),
+        ("HEAD", "/health", 405),
+        ("OPTIONS", "/v1/vectors/index", 405),
+        ("POST", "/v1/ingest", 501),
+        ("POST", "/v1/sql", 501),
+    ],
+)
+def test_an_error_is_a_problem(server: LiveServer, method: str, path: str, status: int) -> None:
+    answer = httpx.request(method, f"{server.url}{path}", headers={"x-request-id": "mine-1"})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == "mine-1"
+    if method != "HEAD":
+        problem = answer.json()
+        assert problem["status"] == status
+        assert problem["request_id"] == "mine-1"
+        assert {"title", "detail"} <= problem.keys()
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_allow_names_the_methods_of_the_path(server: LiveServer) -> None:
+    assert httpx.put(f"{server.url}/v1/vectors/index").headers["allow"] == "GET, POST"
+    assert httpx.put(f"{server.url}/v1/vectors/index/x").headers["allow"] == "DELETE, GET"
+
+
+def test_request_ids_are_made_up_when_absent_or_unusable(server: LiveServer) -> None:
+    made = httpx.get(f"{server.url}/health").headers["x-request-id"]
+    assert made
+    assert httpx.get(f"{server.url}/health").headers["x-request-id"] != made
+    for given in ("two words", "x" * 129, "\u00e9"):
+        answer = httpx.get(f"{server.url}/health", headers=[(b"x-request-id", given.encode("latin-1"))])
+        assert answer.headers["x-request-id"] not in ("", given)
+
+
+def test_a_request_that_is_no_http_is_refused_and_the_server_lives(server: LiveServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+        assert connection.recv(64).startswith(b"HTTP/1.1 400")
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_routes_answer_without_the_version_too(server: LiveServer, index: str) -> None:
+    for path in (index, "/vectors/index", "/storage/list", "/catalog/list"):
+        bare, versioned = (httpx.get(f"{server.url}{prefix}{path}").json() for prefix in ("", "/v1"))
+        assert bare == versioned
+
+
+def test_health_readiness_and_metrics_answer(server: LiveServer, index: str) -> None:
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{server.url}/livez").json() == {"status": "ok"}
+    ready = httpx.get(f"{server.url}/readyz")
+    assert (ready.status_code, ready.json()["checks"]) == (200, {"indexes": "ok", "store": "ok"})
+    metrics = httpx.get(f"{server.url}/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    name = index.rpartition("/")[2]
+    for line in (
+        f'lakehouse_index_items{{index="{name}",shard="0"}} 3.0',
+        'lakehouse_http_requests_total{route="vectors.add",status="200"}',
+        'lakehouse_http_request_seconds_count{route="vectors.create"}',
+        'lakehouse_store_operations_total{operation="create",outcome="ok"}',
+        f'lakehouse_index_log_bytes{{index="{name}",shard="0"}}',
+    ):
+        assert line in metrics.text
