@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 VENV ?= .venv
 JOBS ?= 2# pytest workers
 KILLS ?= 100# kill -9 per store under `make soak`
+SCHEDULES ?= 200000# simulated worlds under `make soak`
 ARGS ?=# more arguments for pytest, the demo or the benchmark
 
 BIN := $(VENV)/bin
@@ -18,19 +19,21 @@ LOCKS := requirements/build.lock requirements/native.lock requirements/all.lock
 NATIVE := $(wildcard dataplane/lakehouse/index/*.cpp dataplane/lakehouse/index/*.h)
 UV_VERSION := 0.13.9
 
-.PHONY: help setup demo test soak bench lint format lock clean
+.PHONY: help setup minio demo test soak bench lint format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup ## Serve 8 MB of real data, search it, merge into it, kill it in mid-write, show that nothing is lost
+demo: setup ## Serve 5,000 real vectors, search, merge, kill the server in mid-write, show that nothing is lost
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: setup ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
+test: setup minio ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=10 $(ARGS)
 
-soak: setup ## Run the long tests: KILLS=100 kills per store, more simulated schedules
+soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=200000 simulated worlds, whole data
 	@LAKEHOUSE_KILLS=$(KILLS) $(BIN)/python -m pytest -m "soak or kill" --soak -rs --durations=10 -s $(ARGS)
+	@LAKEHOUSE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/simulation/test_random_schedules.py \
+	  -n $(JOBS) --timeout 7200 $(ARGS)
 
 bench: setup ## Measure the server beside in-process hnswlib: table, JSON and plot
 	@$(BIN)/lakehouse bench $(ARGS)
@@ -62,6 +65,10 @@ $(VENV)/.dependencies: $(LOCKS)
 	@$(PIP) install --require-hashes --no-cache-dir --no-deps --no-build-isolation -r requirements/native.lock
 	@$(PIP) install --require-hashes --only-binary :all: -r requirements/all.lock
 	@touch $@
+
+# Part of the installation, so that no test waits for it; without Go the tests that need it are skipped.
+minio: setup ## Build the MinIO server that tests use (5 minutes once; it is kept in ~/.cache/lakehouse)
+	@$(BIN)/python tests/minio_server.py >/dev/null || true
 
 lock: ## Resolve the dependencies again, for all supported Pythons and machines, into requirements/
 	@test -x build/uv/bin/uv || { python3 -m venv build/uv && build/uv/bin/pip install --quiet uv==$(UV_VERSION); }

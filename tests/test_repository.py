@@ -163,6 +163,14 @@ def test_every_server_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
+def test_the_readme_lists_every_setting() -> None:
+    from lakehouse.settings import markdown_table
+
+    assert markdown_table() in (ROOT / "README.md").read_text(), (
+        "put this into README.md: settings.markdown_table()"
+    )
+
+
 def test_every_module_opens_with_a_sentence() -> None:
     silent = []
     for path, text in texts():

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
+
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, lhv1, names
 from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST, Kind, Operation
@@ -409,6 +411,11 @@ def _index_of(name: str, data: memoryview, settings: EngineSettings) -> tuple[Sh
         ), snapshot.covered.operations
     legacy = lhv1.read_legacy(data)
     index = ShardIndex(replace(legacy.params, name=name), settings.index, settings.scratch)
+    if not np.isfinite(legacy.vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(legacy.vectors).all(axis=1))[0])
+        raise Invalid(
+            f"an item of the old file holds a NaN or an infinity: remove it first. id=`{legacy.ids[row]}`"
+        )
     if len(legacy.ids):
         index.upsert(Batch(legacy.ids, legacy.vectors, legacy.metadata), 1)
     return index, len(legacy.ids)

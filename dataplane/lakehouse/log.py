@@ -12,7 +12,7 @@ from uuid import UUID
 
 from lakehouse.core import entry, names
 from lakehouse.core.entry import EncodedEntry, Entry
-from lakehouse.core.errors import Conflict, Corrupt, Denied, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Corrupt, NotFound, Outcome, StorageFull, Unavailable
 from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
 
@@ -89,8 +89,12 @@ class ShardLog:
                 await self.store.create(self.key(seq), encoded.data)
             except Conflict:
                 pass
-            except (Unavailable, Denied) as error:
-                certain = isinstance(error, Denied) or error.outcome is Outcome.NOT_COMMITTED
+            except StorageFull as error:
+                if not doubt and await self._occupant(seq, backoff) is None:
+                    raise StorageFull(error.message, outcome=Outcome.NOT_COMMITTED) from error
+                self.failures += 1
+            except Unavailable as error:
+                certain = error.outcome is Outcome.NOT_COMMITTED
                 if certain and not doubt:
                     raise
                 self.failures += 1
@@ -116,7 +120,7 @@ class ShardLog:
                 return await self.store.get(self.key(seq), 0, entry.HEADER_BYTES)
             except NotFound:
                 return None
-            except (Unavailable, Denied):
+            except Unavailable:
                 self.failures += 1
                 attempt += 1
                 await self.runtime.sleep(backoff.delay_s(attempt, self.runtime))

@@ -160,8 +160,8 @@ class Settings(BaseSettings):
     scratch_dir: Path | None = Field(
         None,
         description="Directory for files of passage: mapped index segments and request bodies on their "
-        "way to the store.  Nothing in it outlives the process.  Default: the system's temporary "
-        "directory.",
+        "way to the store.  Nothing in it outlives the process.  Default: inside a local data directory "
+        "(the system's temporary directory may be memory); for a bucket, a temporary directory.",
     )
     vectors_body_bytes_max: int = Field(
         64 * MIB,

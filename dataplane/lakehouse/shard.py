@@ -28,6 +28,7 @@ from lakehouse.core.errors import (
     Busy,
     Conflict,
     Corrupt,
+    CredentialsRefused,
     Fenced,
     LakehouseError,
     NotFound,
@@ -443,7 +444,7 @@ class Shard:
                             await self._become_writer()
                         await self._commit(self._take_group())
                     attempt = 0
-                except StorageFull as error:
+                except (StorageFull, CredentialsRefused) as error:
                     self._fail_queued(error)
                 except Unavailable as error:
                     attempt += 1

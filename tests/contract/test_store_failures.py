@@ -17,7 +17,7 @@ import pytest
 
 from lakehouse.core.errors import (
     Conflict,
-    Denied,
+    CredentialsRefused,
     Invalid,
     LakehouseError,
     NotFound,
@@ -438,9 +438,9 @@ async def test_wrong_credentials_are_denied(
         store.list(""),
         probe(store, runtime),
     ]:
-        with pytest.raises(Denied, match=f"{minio.bucket}") as caught:
+        with pytest.raises(CredentialsRefused, match=f"{minio.bucket}") as caught:
             await call
-        assert not caught.value.authenticated
+        assert caught.value.outcome is Outcome.NOT_COMMITTED
         assert minio.secret_key not in str(caught.value)
     await store.close()
 
@@ -455,7 +455,7 @@ async def test_no_credentials_are_denied(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     store = S3Store(minio.bucket, "", runtime, S3Settings(endpoint=minio.endpoint))
-    with pytest.raises(Denied, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(CredentialsRefused, match="AWS_ACCESS_KEY_ID"):
         await store.get("k")
     await store.close()
 
@@ -688,8 +688,8 @@ async def answering(answers: Answers, runtime: SystemRuntime) -> AsyncIterator[S
         (507, "XMinioStorageFull", StorageFull, Outcome.UNKNOWN),
         (400, "IncompleteBody", Unavailable, Outcome.UNKNOWN),
         (400, "RequestTimeout", Unavailable, Outcome.UNKNOWN),
-        (400, "ExpiredToken", Denied, None),
-        (403, "AccessDenied", Denied, None),
+        (400, "ExpiredToken", CredentialsRefused, Outcome.NOT_COMMITTED),
+        (403, "AccessDenied", CredentialsRefused, Outcome.NOT_COMMITTED),
         (400, "InvalidArgument", Invalid, None),
         (0, "", Unavailable, Outcome.UNKNOWN),
     ],

@@ -57,5 +57,5 @@ async def test_the_check_notices_a_store_that_forgets(tmp_path: Path) -> None:
         await world.life(server.kill)
         server.start()
         await world.create()
-        with pytest.raises(AssertionError, match="is missing|possible"):
+        with pytest.raises(AssertionError, match=r"is missing|possible"):
             await world.check()

@@ -82,3 +82,39 @@ def test_health_readiness_and_metrics_answer(server: LiveServer, index: str) -> 
         f'lakehouse_index_log_bytes{{index="{name}",shard="0"}}',
     ):
         assert line in metrics.text
+
+
+def raw_answers(server: LiveServer, sent: bytes) -> bytes:
+    """Everything the server says to `sent` until it hangs up."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(sent)
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    return received
+
+
+def test_pipelined_requests_are_answered_in_order(server: LiveServer, index: str) -> None:
+    ask = "{} {} HTTP/1.1\r\nhost: x\r\nx-request-id: {}\r\n{}\r\n"
+    sent = (
+        ask.format("GET", "/livez", "1", "")
+        + ask.format("HEAD", "/livez", "2", "")
+        + ask.format("DELETE", f"/v1{index}", "3", "")
+        + ask.format("GET", f"/v1{index}", "4", "")
+        + ask.format("GET", "/livez", "5", "connection: close\r\n")
+    )
+    heads = [
+        line
+        for line in raw_answers(server, sent.encode()).split(b"\r\n")
+        if line.startswith((b"HTTP", b"x-req"))
+    ]
+    statuses = [head.split()[1] for head in heads[::2]]
+    assert statuses == [b"200", b"405", b"204", b"404", b"200"]
+    assert heads[1::2] == [b"x-request-id: %d" % number for number in range(1, 6)]
+
+
+def test_a_path_that_is_not_ascii_is_refused(server: LiveServer) -> None:
+    answer = raw_answers(
+        server, b"GET /v1/vectors/index/\xff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 4")

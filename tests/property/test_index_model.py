@@ -23,7 +23,8 @@ TINY = IndexSettings(
     graph_rows_min=4,
     segments_max=3,
     probe_ef=EF,
-    scan_factor=0.05,
+    walk_cost=0.05,
+    coded_walk_cost=0.05,
     predicates_max=2,
     columns_max=2,
 )
@@ -50,7 +51,9 @@ def vectors(seed: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.fl
     return drawn
 
 
-def exact(model: Model, query: np.ndarray[tuple[int], np.dtype[np.float32]], distance: Distance) -> list[float]:
+def exact(
+    model: Model, query: np.ndarray[tuple[int], np.dtype[np.float32]], distance: Distance
+) -> list[float]:
     """Every distance, nearest first."""
     stored = np.array([item.vector for item in model.values()], np.float64).reshape(-1, DIMENSION)
     asked = query.astype(np.float64)
@@ -87,7 +90,9 @@ def check_searches(index: ShardIndex | IndexView, model: Model, distance: Distan
         assert index.count(parse(text)) == len(matching)
         found = index.search(queries, 5, predicate=parse(text), exact=True)
         for query, hits in zip(queries, found.hits, strict=True):
-            assert [hit.distance for hit in hits] == pytest.approx(exact(matching, query, distance)[:5], abs=NEAR)
+            assert [hit.distance for hit in hits] == pytest.approx(
+                exact(matching, query, distance)[:5], abs=NEAR
+            )
         for hits in index.search(queries, 5, predicate=parse(text)).hits:
             assert len({hit.id for hit in hits} & set(matching)) == min(5, len(matching)) == len(hits)
 
@@ -104,7 +109,9 @@ class IndexMachine(RuleBasedStateMachine):
 
     @initialize(distance=st.sampled_from(Distance), scratch=st.booleans())
     def start(self, distance: Distance, scratch: bool) -> None:
-        self.params = IndexParams("model", DIMENSION, m=4, ef_search=EF, ef_construction=20, distance=distance)
+        self.params = IndexParams(
+            "model", DIMENSION, m=4, ef_search=EF, ef_construction=20, distance=distance
+        )
         self.scratch = Path("/tmp") if scratch else None
         self.index = ShardIndex(self.params, TINY, self.scratch)
         self.model: Model = {}
@@ -129,7 +136,9 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(ids=IDS, seed=SEEDS)
     def add_if_absent(self, ids: list[str], seed: int) -> None:
         drawn = vectors(seed, len(ids))
-        applied = self.index.add_if_absent(Batch(tuple(ids), drawn, (b'{"n":1,"s":"x"}',) * len(ids)), self.version)
+        applied = self.index.add_if_absent(
+            Batch(tuple(ids), drawn, (b'{"n":1,"s":"x"}',) * len(ids)), self.version
+        )
         assert applied.skipped == sum(item_id in self.model for item_id in ids)
         for j, item_id in enumerate(ids):
             before = self.model.get(item_id)
@@ -171,7 +180,9 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        sections = [Section(part.kind, part.segment, bytes(part.data)) for part in self.index.view().sections()]
+        sections = [
+            Section(part.kind, part.segment, bytes(part.data)) for part in self.index.view().sections()
+        ]
         self.index = ShardIndex.restore(self.params, TINY, self.scratch, sections)
         self.plans.clear()
         check_each_finds_itself(self.index, self.model, self.params.distance)
@@ -205,7 +216,9 @@ class IndexMachine(RuleBasedStateMachine):
                 found = {
                     item_id: (metadata, version)
                     for chunk in view.items()
-                    for item_id, metadata, version in zip(chunk.ids, chunk.metadata, chunk.versions, strict=True)
+                    for item_id, metadata, version in zip(
+                        chunk.ids, chunk.metadata, chunk.versions, strict=True
+                    )
                 }
                 assert found == {item.id: (item.metadata, item.version) for item in model.values()}
 

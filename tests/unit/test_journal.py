@@ -1,6 +1,7 @@
 """The kill tests are only as good as their judge: it accepts what is allowed and nothing else."""
 
 import pytest
+
 from journal import Delete, Journal, Upsert, Value, Verdict
 
 A, B = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
@@ -63,7 +64,9 @@ def test_an_upsert_without_metadata_keeps_what_an_unknown_one_may_have_stored() 
 
 def test_a_deleted_item_that_comes_back_is_noticed() -> None:
     with pytest.raises(AssertionError, match="x should not be there"):
-        journal((put("x"), Verdict.COMMITTED), (Delete(("x",)), Verdict.COMMITTED)).settle({"x": Value(A, "1")})
+        journal((put("x"), Verdict.COMMITTED), (Delete(("x",)), Verdict.COMMITTED)).settle(
+            {"x": Value(A, "1")}
+        )
 
 
 def test_what_was_seen_once_stays_settled() -> None:

@@ -25,6 +25,6 @@ def bench(
     output: Output = Format.TABLE,
 ) -> None:
     """Measure the server beside in-process hnswlib: speed with recall, ingest, memory, restart, filters."""
-    from lakehouse.cli.bench import run
+    from lakehouse.cli.bench.run import Plan, main
 
-    run.main(run.Plan.choose(file, rows, queries, rounds, out), output)
+    main(Plan.choose(file, rows, queries, rounds, out), output)

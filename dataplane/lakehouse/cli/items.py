@@ -88,6 +88,10 @@ def search(
         typer.Option(help="SQL predicate over metadata, such as \"price < 50 AND country = 'SE'\"."),
     ] = None,
     ef: Annotated[int | None, typer.Option(help="Candidates kept; default: the index's.", min=1)] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option("--show", help="Metadata to show in the table, comma-separated; default: all."),
+    ] = None,
     url: Url = None,
     api_key: ApiKey = None,
     output: Output = Format.TABLE,
@@ -107,7 +111,7 @@ def search(
             found = lake.search_like(name, like, **options)
         else:
             found = lake.search(name, _vector(vector or ""), **options)
-    _show(found, output)
+    _show(found, output, None if columns is None else columns.split(","))
 
 
 def _vector(text: str) -> list[float]:
@@ -124,24 +128,25 @@ def _vector(text: str) -> list[float]:
         raise typer.BadParameter("a vector is a JSON list of numbers, such as [0.1, 0.2]") from error
 
 
-def _show(found: "Found", output: Format) -> None:
+def _show(found: "Found", output: Format, columns: list[str] | None) -> None:
     results = [
         {"id": match.id, "distance": match.distance, "metadata": match.metadata} for match in found.matches
     ]
     if output is Format.JSON:
         print_json({"results": results, "plan": dict(found.plan)})
         return
-    show(results, output, [_row(result) for result in results])
+    show(results, output, [_row(result, columns) for result in results])
     if found.plan.get("matched") is not None:
         note(f"[dim]{found.plan['matched']:,} items match the filter; strategy: {found.plan['strategy']}[/]")
     if found.stale_s:
         note(f"[yellow]the store does not answer; this may be {found.stale_s:.0f} s behind[/]")
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
+def _row(result: dict[str, Any], columns: list[str] | None) -> dict[str, Any]:
     metadata = result["metadata"]
-    columns = metadata if isinstance(metadata, dict) else {"metadata": metadata}
-    shown = {key: _short(value) for key, value in columns.items()}
+    values = metadata if isinstance(metadata, dict) else {"metadata": metadata}
+    wanted = list(values) if columns is None else columns
+    shown = {name: _short(values.get(name)) for name in wanted}
     return {"id": result["id"], "distance": f"{result['distance']:.4f}"} | shown
 
 

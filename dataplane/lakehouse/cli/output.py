@@ -124,6 +124,8 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
+UNWRAPPED_MAX = 24
+"""Characters of a cell that stays on one line."""
 PIPE_WIDTH = 200
 """Characters per line where nobody said how wide the paper is."""
 
@@ -163,7 +165,7 @@ def show(value: Any, output: Format, rows: Sequence[Mapping[str, Any]], title: s
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Rows with the columns of the first; numbers to the right; where space is short the longest text wraps."""
+    """Rows with the columns of the first; numbers to the right; where space is short long text wraps."""
     from rich import box
     from rich.table import Table
 
@@ -183,9 +185,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
     )
     for j, name in enumerate(names):
         numeric = all(isinstance(row.get(name), int | float) for row in rows)
-        elastic = widths[j] == max(widths)
+        elastic = widths[j] > UNWRAPPED_MAX and not numeric
         table.add_column(
-            name, justify="right" if numeric else "left", no_wrap=not elastic, overflow="ellipsis"
+            name,
+            justify="right" if numeric else "left",
+            no_wrap=not elastic,
+            overflow="fold" if elastic else "ellipsis",
         )
     for line in cells:
         table.add_row(*map(_escaped, line))

@@ -9,6 +9,7 @@
     ├── Busy               a queue is full: wait, then repeat                       (429)
     ├── Unavailable        may or may not have happened: `outcome` says             (503)
     │   ├── StorageFull    the store has no room                                    (503)
+    │   ├── CredentialsRefused  the store does not accept ours                      (503)
     │   └── Fenced         another writer took the log over: open it again          (503)
     └── Corrupt            stored bytes are not what was written: never served      (500)
 
@@ -81,6 +82,10 @@ class Unavailable(LakehouseError):
 
 class StorageFull(Unavailable):
     """The store has no room; nothing was written."""
+
+
+class CredentialsRefused(Unavailable):
+    """The store does not accept our credentials, or not for this act; nothing was done."""
 
 
 class Fenced(Unavailable):

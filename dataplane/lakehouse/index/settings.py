@@ -41,8 +41,15 @@ class IndexSettings:
     graph_rows_min: int = 256
     """Rows below which a segment gets no graph: a scan of them is cheaper than any walk."""
 
-    scan_factor: float = 1.8
-    """Cost of a distance met on a graph walk over that of one in a scan, which the memory prefetcher serves."""
+    walk_cost: float = 1.8
+    """Time of a distance met on a graph walk over that of one in a scan, which the memory prefetcher serves."""
+
+    coded_walk_cost: float = 1.2
+    """The same for a walk by 8-bit codes, which fetches a quarter of the bytes."""
+
+    oversampling: float = 1.5
+    """Candidates kept by a walk by codes, over `ef`; all are measured with the originals.  It makes up for the
+    rounding with room to spare, and costs less than the codes save."""
 
     predicates_max: int = 64
     """Row masks of predicates kept per segment; 64 masks of 1,000,000 rows are 8 MB."""

@@ -31,15 +31,15 @@ def choose(parts: Sequence[PartSize], *, idle: bool, settings: IndexSettings) ->
     full = fresh_rows >= settings.tail_rows_max
     if idle and fresh_rows >= settings.settle_rows_min:
         full = True
-    chosen = [*(fresh if full else ()), *worn]
     kept = [part for part in graphs if part not in worn]
+    chosen = [*(fresh if full else ()), *worn]
     if idle:
         chosen += _absorbed(chosen, kept, settings)
     elif len(kept) + bool(chosen) > settings.segments_max:
         # A tier: the smallest segments, as long as each is no larger than what joins it.
         chosen += _tier(chosen, kept)
-    if not chosen or (len(chosen) == 1 and chosen[0].has_graph and chosen[0] not in worn):
-        return ()
+    if chosen and not full:
+        chosen += fresh  # few rows, and a rebuild is under way
     return tuple(sorted(part.serial for part in chosen))
 
 

@@ -14,7 +14,7 @@ from lakehouse.index.arena import Arena
 from lakehouse.index.build import ViewPart, gathered, versions_of
 from lakehouse.index.kernels import Bits, Source, Sources, bit_count, words
 from lakehouse.index.predicate import Predicate
-from lakehouse.index.segment import Floats, Segment
+from lakehouse.index.segment import Content, Floats, Segment
 from lakehouse.index.settings import IndexSettings
 
 ROW_BITS = 32
@@ -176,14 +176,13 @@ class IndexView:
                 part.content.size,
                 matched,
                 ef,
-                self.params.m,
-                has_graph=part.content.graph is not None and not exact,
+                None if exact else _shape(part.content),
                 filtered=mask is not None,
                 settings=self._settings,
             )
             cost += choice.cost
             walks, scans = walks + choice.walk, scans + (not choice.walk)
-            for source, start in _sources(part, mask, matched, ef, choice):
+            for source, start in _sources(part, mask, matched, choice):
                 sources.append(source)
                 owners.append((part.content.id, part.content.metadata, part.content.vector, start))
         strategy = (
@@ -271,8 +270,12 @@ class IndexView:
         return found
 
 
+def _shape(content: Content) -> planner.Graph | None:
+    return None if content.graph is None else planner.Graph(content.graph.m, content.codes is not None)
+
+
 def _sources(
-    part: ViewPart, mask: Bits | None, matched: int, ef: int, choice: planner.Choice
+    part: ViewPart, mask: Bits | None, matched: int, choice: planner.Choice
 ) -> Iterator[tuple[Source, int]]:
     content = part.content
     for stretch in content.stretches():
@@ -289,7 +292,7 @@ def _sources(
                 links=content.graph if choice.walk else None,
                 stragglers=content.stragglers if choice.walk else None,
                 codes=content.codes if choice.walk else None,
-                ef=ef,
+                ef=choice.ef,
                 visits_max=choice.visits_max,
             ),
             stretch.start,

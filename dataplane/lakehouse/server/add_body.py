@@ -111,7 +111,7 @@ def matrix_of(data: bytes | memoryview, dimension: int) -> Vectors:
             f"the dimension is wrong or the body is cut. bytes=`{size}`"
         )
     rows: Vectors = np.frombuffer(data, dtype="<f4").reshape(-1, dimension)
-    return rows
+    return rows if rows.flags.aligned else rows.copy()
 
 
 # --- Arrow IPC: columns id, vector, and metadata (JSON text) or any other columns

@@ -11,6 +11,8 @@ import logging
 import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lakehouse.catalog import Catalog
 from lakehouse.core.errors import LakehouseError
@@ -40,6 +42,7 @@ from lakehouse.server.storage_api import StorageApi
 from lakehouse.server.vectors_api import VectorsApi
 from lakehouse.settings import PROXIED_ROLES, Right, Role, Settings
 from lakehouse.store.base import ObjectStore
+from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
 from lakehouse.store.s3 import S3Settings
 from lakehouse.store.wrappers import MeteredStore
@@ -66,6 +69,8 @@ class App:
         self.metrics = Metrics()
         self.indexes: Indexes | None = None
         self._store = store
+        self._scratch: Path | None = None
+        self._own_scratch: TemporaryDirectory[str] | None = None
         self._guard = Guard(settings.keys)
         self._budget = BodyBudget(settings.body_bytes_in_flight_max)
         self._gateway: Gateway | None = None
@@ -89,6 +94,7 @@ class App:
                 s3=S3Settings(endpoint=self.settings.s3_endpoint, region=self.settings.s3_region),
             )
         if self._store is not None:
+            self._scratch = await self.runtime.run_io(self._scratch_of, self._store)
             self._store = MeteredStore(self._store, self.runtime, self.metrics)
         self._gateway = self._new_gateway()
         self._join(self._apis())
@@ -107,7 +113,19 @@ class App:
             await self.indexes.close()
         if self._store is not None:
             await self._store.close()
+        if self._own_scratch is not None:
+            await self.runtime.run_io(self._own_scratch.cleanup)
         self.runtime.close()
+
+    def _scratch_of(self, store: ObjectStore) -> Path:
+        """Where working files go: as set, else beside a local store's data, else a temporary directory."""
+        if self.settings.scratch_dir is not None:
+            self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+            return self.settings.scratch_dir
+        if isinstance(store, LocalStore):
+            return store.scratch()
+        self._own_scratch = TemporaryDirectory(prefix="lakehouse-")
+        return Path(self._own_scratch.name)
 
     def _new_gateway(self) -> Gateway | None:
         settings = self.settings
@@ -134,13 +152,11 @@ class App:
         if store is None:
             return apis
         if Role.STORAGE in roles:
-            apis["storage"] = StorageApi(
-                store, self.runtime, settings.storage_body_bytes_max, settings.scratch_dir
-            )
+            apis["storage"] = StorageApi(store, self.runtime, settings.storage_body_bytes_max, self._scratch)
         if Role.CATALOG in roles:
             apis["catalog"] = CatalogApi(Catalog(store, self.runtime))
         if Role.VECTORS in roles:
-            self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=settings.scratch_dir))
+            self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=self._scratch))
             apis["vectors"] = VectorsApi(self.indexes, self.runtime, settings.vectors_body_bytes_max)
         return apis
 

@@ -105,9 +105,7 @@ SCHEMAS: dict[str, Schema] = {
     "Vector": {
         "description": "A list of numbers, or base64 of float32 little-endian.",
         "anyOf": [
-            _array(
-                {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}, minItems=1, maxItems=DIMENSION_MAX
-            ),
+            _array({"type": "number"}, minItems=1, maxItems=DIMENSION_MAX),
             {"type": "string", "contentEncoding": "base64"},
         ],
     },
@@ -320,6 +318,7 @@ OPERATIONS: dict[str, Operation] = {
         "Parameters and length",
         query=READ_QUERY,
         headers=READS,
+        read=True,
         answers={200: _json(_ref("Index"))},
         written=True,
     ),
@@ -407,7 +406,11 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "vectors.delete": Operation(
         "Delete items by id, or all that match a filter",
-        request=_json(_object(ids=_array(ITEM_ID, minItems=1, maxItems=BATCH_ITEMS_MAX), filter=FILTER)),
+        request=_json(
+            _object(
+                ids=_or_null(_array(ITEM_ID, minItems=1, maxItems=BATCH_ITEMS_MAX)), filter=_or_null(FILTER)
+            )
+        ),
         answers={200: _json(_object("deleted length", deleted=COUNT, length=COUNT))},
         headers=WRITES,
         written=True,
@@ -418,6 +421,7 @@ OPERATIONS: dict[str, Operation] = {
         "One stored item",
         query=READ_QUERY,
         headers=READS,
+        read=True,
         answers={200: {JSON: _ref("StoredItem"), BINARY: BYTES}},
         description="With `Accept: application/octet-stream` the vector alone, float32 little-endian.",
     ),
@@ -433,6 +437,7 @@ OPERATIONS: dict[str, Operation] = {
             )
         ),
         headers=READS,
+        read=True,
         answers={
             200: _json(
                 _object(
@@ -448,6 +453,7 @@ OPERATIONS: dict[str, Operation] = {
         "How many items match",
         request=_json(_object(filter=_or_null(FILTER), consistency=CONSISTENCY)),
         headers=READS,
+        read=True,
         answers={200: _json(_object("count", count=COUNT))},
         body_required=False,
     ),
@@ -471,7 +477,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "vectors.snapshot": Operation(
         "Take a verified snapshot now; a name keeps it",
-        request=_json(_object(name=_or_null({"type": "string", "minLength": 1, "maxLength": 128}))),
+        request=_json(_object(name=_or_null({"type": "string", "minLength": 1}))),
         answers={
             200: _json(
                 _object("files position", name=_or_null(STRING), files=_array(_object()), position=STRING)

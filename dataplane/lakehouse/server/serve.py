@@ -9,6 +9,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -16,11 +17,14 @@ import uvloop
 
 from lakehouse.core.errors import Conflict, Invalid
 from lakehouse.server.app import App, create_app
+from lakehouse.server.protocol import OneWriteProtocol
 from lakehouse.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
+SWITCH_INTERVAL_S = 0.001
+"""How long a worker may hold the interpreter while the event loop waits for it; Python's default is 5 ms."""
 KEEP_ALIVE_S = 75
 """Longer than the 60 s that load balancers keep idle connections, so that they hang up first."""
 
@@ -31,6 +35,7 @@ def serve(settings: Settings, ready: Callable[[str], None] | None = None) -> Non
     `ready` is called with the URL once connections are accepted.  Raises `Conflict` when the port or the data
     directory is taken, `Invalid` for an address that cannot be used, and what opening the store raises.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve_until_stopped(settings, ready))
 
@@ -63,7 +68,7 @@ async def _run(app: App, listener: socket.socket, ready: Callable[[str], None] |
 def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -15,6 +15,7 @@ from lakehouse.core.errors import Invalid
 from lakehouse.core.types import (
     BATCH_ITEMS_MAX,
     EF_MAX,
+    ID_BYTES_MAX,
     Consistency,
     Distance,
     Hit,
@@ -164,9 +165,8 @@ class VectorsApi:
     async def get(self, request: Request) -> Response:
         """One index: its parameters and length, after every write acknowledged before."""
         collection = await self._collection(request)
-        consistency, position = _read_options(request)
-        await _refresh(collection, consistency, position)
-        return json_response(_described(collection), 200, _at(collection.position))
+        headers = await _fresh(collection, _consistency(request), _min_position(request))
+        return json_response(_described(collection), 200, _at(collection.position) + headers)
 
     async def drop(self, request: Request) -> Response:
         """Delete an index with all it holds."""
@@ -206,38 +206,32 @@ class VectorsApi:
     async def item(self, request: Request) -> Response:
         """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
         collection = await self._collection(request)
-        consistency, position = _read_options(request)
-        item = await collection.item(request.params["id"], consistency=consistency, min_position=position)
+        headers = await _fresh(collection, _consistency(request), _min_position(request))
+        item = await collection.item(request.params["id"], consistency=Consistency.EVENTUAL)
         if BINARY in media_types(request.headers.get(b"accept", b"")):
-            return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY)
-        return json_response(_item_json(item, vectors=True, metadata=True))
+            return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY, headers)
+        return json_response(_item_json(item, vectors=True, metadata=True), 200, headers)
 
     async def scroll(self, request: Request) -> Response:
         """A page of items in the order of their ids."""
         collection = await self._collection(request)
         asked: ScrollBody = decode_scroll(await self._body(request))
         limit = asked.limit if asked.limit is not None and asked.limit > 0 else SCROLL_DEFAULT
+        headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
         items, after = await collection.scroll(
-            asked.after,
-            min(limit, SCROLL_MAX),
-            asked.filter,
-            consistency=CONSISTENCY[asked.consistency],
-            min_position=_min_position(request),
+            asked.after, min(limit, SCROLL_MAX), asked.filter, consistency=Consistency.EVENTUAL
         )
         include = asked.include if asked.include is not None else ["metadata"]
         found = [_item_json(item, "vectors" in include, "metadata" in include) for item in items]
-        return json_response({"items": found, "after": after})
+        return json_response({"items": found, "after": after}, 200, headers)
 
     async def count(self, request: Request) -> Response:
         """How many items match."""
         collection = await self._collection(request)
         asked: ReadBody = decode_read(await self._body(request))
-        count = await collection.count(
-            asked.filter,
-            consistency=CONSISTENCY[asked.consistency],
-            min_position=_min_position(request),
-        )
-        return json_response({"count": count})
+        headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
+        count = await collection.count(asked.filter, consistency=Consistency.EVENTUAL)
+        return json_response({"count": count}, 200, headers)
 
     # --- looking after
     # -----------------------------------------------------------------------------------------------
@@ -311,6 +305,8 @@ def _checked_ids(ids: Sequence[str]) -> Sequence[str]:
     for j, item_id in enumerate(ids):
         if not item_id:
             raise Invalid(f"ids[{j}] is empty")
+        if len(item_id) > ID_BYTES_MAX // 4 and len(item_id.encode()) > ID_BYTES_MAX:
+            raise Invalid(f"ids[{j}] is longer than {ID_BYTES_MAX} bytes")
     return ids
 
 
@@ -319,11 +315,11 @@ def _min_position(request: Request) -> Position | None:
     return None if raw is None else Position.parse(raw.decode("latin-1"))
 
 
-def _read_options(request: Request) -> tuple[Consistency, Position | None]:
-    asked = request.query().get("consistency", "strong")
+def _consistency(request: Request) -> Consistency:
+    asked = request.query().get("consistency", Consistency.STRONG.value)
     if asked not in CONSISTENCY:
         raise Invalid(f"consistency is `strong` or `eventual`. consistency=`{asked}`")
-    return CONSISTENCY[asked], _min_position(request)
+    return CONSISTENCY[asked]
 
 
 # --- reading
@@ -362,9 +358,13 @@ async def _search(
     )
 
 
-async def _refresh(collection: Collection, consistency: Consistency, position: Position | None) -> None:
-    if not collection.is_fresh(consistency, position):
-        await collection.refresh(consistency, position)
+async def _fresh(
+    collection: Collection, consistency: Consistency, position: Position | None
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Catch up as asked; the headers that say how far that went.  What is read next needs no more waiting."""
+    if collection.is_fresh(consistency, position):
+        return ()
+    return _stale(await collection.refresh(consistency, position))
 
 
 # --- what is answered
@@ -397,9 +397,7 @@ def _search_response(results: Any, result: SearchResult, options: SearchOptions)
     body: dict[str, Any] = {"results": results}
     if options.filter is not None or options.explain:
         body["plan"] = _plan_json(result.plan)
-    if result.stale_s > 0:
-        return json_response(body, 200, ((b"lakehouse-staleness", b"%.3f" % result.stale_s),))
-    return json_response(body)
+    return json_response(body, 200, _stale(result.stale_s))
 
 
 def _plan_json(plan: SearchPlan) -> dict[str, Any]:
@@ -432,6 +430,10 @@ def _merged(result: MergeResult) -> dict[str, Any]:
 
 def _at(position: Position | None) -> tuple[tuple[bytes, bytes], ...]:
     return () if position is None else ((b"lakehouse-position", str(position).encode()),)
+
+
+def _stale(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"lakehouse-staleness", b"%.3f" % seconds),) if seconds > 0 else ()
 
 
 def _written(result: WriteResult) -> tuple[tuple[bytes, bytes], ...]:

@@ -41,7 +41,7 @@ class ObjectStore(Protocol):
     Keys are UTF-8, `/`-separated, without empty, `.` or `..` segments, at most 1,024 bytes; listings are in
     order of the keys' UTF-8 bytes.
 
-    Every call may raise `Unavailable` (with its `outcome`), `StorageFull`, or `Denied`.
+    Every call may raise `Unavailable` (with its `outcome`), `StorageFull`, or `CredentialsRefused`.
     """
 
     @property

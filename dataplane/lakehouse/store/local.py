@@ -447,7 +447,14 @@ class LocalStore:
         with self._temporary(lambda fd, _: _write_all(fd, b"\0")):
             pass
 
+    def scratch(self) -> Path:
+        """A directory on the same file system for working files of this process, removed with it."""
+        path = Path(os.fsdecode(self._root), TEMPORARY, f"{self._token}.scratch")
+        path.mkdir(exist_ok=True)
+        return path
+
     def _release(self) -> None:
+        shutil.rmtree(self.scratch(), ignore_errors=True)
         with self._guard:
             self._directories.clear()
         mark = os.path.join(self._root, TEMPORARY.encode(), f"{self._token}.alive".encode())
@@ -629,8 +636,12 @@ def _remove_stale(folder: bytes) -> None:
         if token not in alive:
             alive[token] = _is_alive(os.path.join(folder, token + b".alive"))
         if not alive[token]:
+            left = os.path.join(folder, name)
+            if os.path.isdir(left):
+                shutil.rmtree(left, ignore_errors=True)
+                continue
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, name))
+                os.unlink(left)
 
 
 def _is_alive(mark: bytes) -> bool:

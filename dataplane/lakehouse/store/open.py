@@ -36,7 +36,8 @@ async def open_store(
     """Open the store and, unless `probed` is false, prove that a log may rely on it.
 
     `locks` names what this process alone may write; only a directory can lock.  Raises `Invalid` for a bad
-    address or an unfit store, `Conflict` for a directory that another process holds, `Denied`, `Unavailable`.
+    address or an unfit store, `Conflict` for a directory that another process holds, `CredentialsRefused`,
+    `Unavailable`.
     Without the right to write, open with `probed=False`.
     """
     store = await runtime.run_io(_connected, os.fspath(where), runtime, locks, s3)

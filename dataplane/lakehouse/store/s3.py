@@ -22,7 +22,7 @@ import urllib3.exceptions
 
 from lakehouse.core.errors import (
     Conflict,
-    Denied,
+    CredentialsRefused,
     Invalid,
     LakehouseError,
     NotFound,
@@ -332,10 +332,10 @@ def _translated(act: str, bucket: str, key: str) -> Iterator[None]:
     except sdk.ClientError as error:
         raise _answered(error, act, bucket, key) from error
     except (sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.CredentialRetrievalError) as error:
-        raise Denied(
+        raise CredentialsRefused(
             "no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
             f"bucket=`{bucket}`",
-            authenticated=False,
+            outcome=Outcome.NOT_COMMITTED,
         ) from error
     except (sdk.EndpointConnectionError, sdk.ConnectTimeoutError) as error:
         # No connection was made, so nothing was sent.
@@ -357,9 +357,9 @@ def _answered(error: sdk.ClientError, act: str, bucket: str, key: str) -> Except
     if status == 416:
         return _RangeBeyondEndError()
     if code in DENIED or status in (401, 403):
-        return Denied(
+        return CredentialsRefused(
             f"the store refuses the credentials or the act; check the access key and its policy. {where}",
-            authenticated=code == "AccessDenied",
+            outcome=Outcome.NOT_COMMITTED,
         )
     if code == "NoSuchBucket":
         return Unavailable(

@@ -1,0 +1,147 @@
+"""Settings: the file, overridden by the environment, overridden by the caller; each one documented."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lakehouse import settings
+from lakehouse.core.errors import Invalid
+from lakehouse.settings import ALL_ROLES, ApiKey, Right, Role, Settings
+
+DIGEST = "0" * 64
+URLS = {"storage_url": "http://s:1", "catalog_url": "http://c:1", "vectors_url": "http://v:1"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith(settings.ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_is_documented_and_in_the_table() -> None:
+    table = settings.markdown_table()
+    for name, field in Settings.model_fields.items():
+        assert field.description is not None, name
+        assert len(field.description) > 30, name
+        assert field.description.endswith("."), name
+        assert f"| `{name}` | `LAKEHOUSE_{name.upper()}` | " in table
+    assert len(table.splitlines()) == len(Settings.model_fields) + 2
+    for name, field in ApiKey.model_fields.items():
+        assert field.description, name
+
+
+def test_the_table_would_show_an_undocumented_setting() -> None:
+    class Careless(Settings):
+        forgotten: int = 1
+
+    assert Careless.model_fields["forgotten"].description is None
+
+
+def test_defaults_run_everything_on_loopback() -> None:
+    chosen = settings.load()
+    assert (chosen.host, chosen.port, chosen.roles) == ("127.0.0.1", 3110, ALL_ROLES)
+    assert chosen.vectors_body_bytes_max == 64 << 20
+
+
+def test_the_caller_overrides_the_environment_overrides_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "lakehouse.toml").write_text('port = 1\nhost = "127.0.0.2"\ndata = "from-file"\n')
+    monkeypatch.setenv("LAKEHOUSE_PORT", "2")
+    monkeypatch.setenv("LAKEHOUSE_HOST", "127.0.0.3")
+    chosen = settings.load(port=3)
+    assert (chosen.port, chosen.host, chosen.data) == (3, "127.0.0.3", "from-file")
+    assert settings.load(port=None).port == 2
+
+
+def test_a_named_file_is_read_and_must_exist(tmp_path: Path) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text("port = 7\n")
+    assert settings.load(named).port == 7
+    with pytest.raises(Invalid, match="does not exist"):
+        settings.load(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("prot = 1\n", "prot"),
+        ("port = 'many'\n", "LAKEHOUSE_PORT"),
+        ("port = 70000\n", "port"),
+        ("roles = ['gatekeeper']\n", "roles"),
+        ("port = \n", "lakehouse.toml"),
+        ("[[keys]]\nname = 'k'\nright = 'read'\nsha256 = 'short'\n", "keys.0.sha256"),
+        (f"[[keys]]\nname = 'k'\nright = 'root'\nsha256 = '{DIGEST}'\n", "keys.0.right"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "lakehouse.toml").write_text(text)
+    with pytest.raises(Invalid) as refused:
+        settings.load()
+    assert named in refused.value.message
+
+
+def test_a_wrong_key_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "lakehouse.toml").write_text("[[keys]]\nname='k'\nright='read'\nsha256='lh_the-key-itself'\n")
+    with pytest.raises(Invalid) as refused:
+        settings.load()
+    assert "lh_the-key-itself" not in refused.value.message
+
+
+def test_keys_and_roles_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [{"name": "a", "right": "read", "sha256": DIGEST}]
+    monkeypatch.setenv("LAKEHOUSE_KEYS", json.dumps(keys))
+    monkeypatch.setenv("LAKEHOUSE_ROLES", "vectors, storage")
+    chosen = settings.load()
+    assert chosen.keys == (ApiKey(name="a", right=Right.READ, sha256=DIGEST),)
+    assert chosen.roles == (Role.VECTORS, Role.STORAGE)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org", ""])
+def test_an_open_address_needs_keys_or_insecure(host: str) -> None:
+    with pytest.raises(Invalid, match="--insecure"):
+        settings.load(host=host)
+    assert settings.load(host=host, insecure=True).host == host
+    assert settings.load(host=host, keys=[{"name": "a", "right": "read", "sha256": DIGEST}]).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_a_loopback_address_needs_no_keys(host: str) -> None:
+    assert settings.load(host=host).host == host
+
+
+@pytest.mark.parametrize("role", ["storage", "catalog", "vectors"])
+@pytest.mark.parametrize(
+    "url", [None, "", "127.0.0.1:3215", "ftp://host", "http://", "//host", "http://h:port"]
+)
+def test_a_gateway_needs_a_whole_address_of_every_role(role: str, url: str | None) -> None:
+    given: dict[str, Any] = URLS | {f"{role}_url": url}
+    with pytest.raises(Invalid, match=f"LAKEHOUSE_{role.upper()}_URL"):
+        settings.load(roles="gateway", **given)
+
+
+def test_a_gateway_needs_no_address_of_what_it_runs_itself() -> None:
+    chosen = settings.load(roles="gateway,storage,catalog", vectors_url="https://v.example:3215/base")
+    assert chosen.role_url(Role.VECTORS) == "https://v.example:3215/base"
+    assert chosen.role_url(Role.STORAGE) is None
+
+
+def test_settings_are_frozen() -> None:
+    chosen = settings.load()
+    with pytest.raises(ValidationError):
+        chosen.port = 1
+
+
+def test_each_right_includes_the_one_before_it() -> None:
+    allowed = {held: [needed for needed in Right if held.allows(needed)] for held in Right}
+    assert allowed == {
+        Right.READ: [Right.READ],
+        Right.WRITE: [Right.READ, Right.WRITE],
+        Right.ADMIN: [Right.READ, Right.WRITE, Right.ADMIN],
+    }
