@@ -28,10 +28,10 @@ demo: setup ## Serve 5,000 real vectors, search, merge, kill the server in mid-w
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: setup minio ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=10 $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rsfE --durations=10 $(ARGS)
 
 soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=200000 simulated worlds, whole data
-	@LAKEHOUSE_KILLS=$(KILLS) $(BIN)/python -m pytest -m "soak or kill" --soak -rs --durations=10 -s $(ARGS)
+	@LAKEHOUSE_KILLS=$(KILLS) $(BIN)/python -m pytest -m "soak or kill" --soak -rsfE --durations=10 -s $(ARGS)
 	@LAKEHOUSE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/simulation/test_random_schedules.py \
 	  -n $(JOBS) --timeout 7200 $(ARGS)
 

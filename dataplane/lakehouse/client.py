@@ -453,6 +453,8 @@ class Retries:
     """When a failed call is repeated, and after how long: pure."""
 
     attempts_max: int = ATTEMPTS_MAX
+    first_s: float = BACKOFF_FIRST_S
+    """The wait after the first failure; each later one doubles it, up to `BACKOFF_MAX_S`."""
 
     def delay(
         self, request: Request, error: errors.LakehouseError, attempt: int, chance: float
@@ -467,7 +469,7 @@ class Retries:
         happened = isinstance(error, errors.Unavailable) and error.outcome is errors.Outcome.UNKNOWN
         if happened and not request.repeatable:
             return None
-        wait = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** (attempt - 1))
+        wait = min(BACKOFF_MAX_S, self.first_s * 2.0 ** (attempt - 1))
         return max(wait * (0.5 + chance / 2), min(error.retry_after_s, BACKOFF_MAX_S))
 
 

@@ -43,6 +43,8 @@ INLINE_COST_S = 0.001
 """A search estimated below this runs on the event loop: the hop to a worker costs 0.1 to 0.5 ms itself."""
 MIN_POSITION_POLLS = 50
 SCROLL_LIMIT_MAX = 10_000
+PUBLISH_ROUNDS_MAX = 3
+"""Times the compatibility copy is redone because a newer snapshot appeared; the next snapshot does it anyway."""
 
 
 def shard_of(item_id: str, shards: int) -> int:
@@ -505,16 +507,29 @@ class Collection:
             raise Invalid(f"snapshots are exported as version 2 or 3. version=`{version}`")
 
     async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
-        """Copy the newest snapshot to where the old system's tools look; never trusted for recovery."""
+        """Copy the newest snapshot to where the old system's tools look; never trusted for recovery.
+
+        Another process may have moved on meanwhile, so incarnation and snapshot are looked at again afterwards.
+        """
         if len(self._shards) != 1:
             return
         key = names.compatibility_key(self.name)
-        if isinstance(content, bytes):
-            await self.store.put(key, content)
-        else:
-            await self.store.upload(key, content)
-        if self.dropped:
-            await self.store.delete(key)
+        snapshots = self._shards[0].snapshots
+        await snapshots.put(key, content)
+        for _ in range(PUBLISH_ROUNDS_MAX):
+            if not await self._lives():
+                await self.store.delete(key)
+                return
+            newest = (await snapshots.refs())[:1]
+            if not newest or newest[0].covered <= ref.covered:
+                return
+            [ref] = newest
+            await snapshots.copy(ref, key)
+
+    async def _lives(self) -> bool:
+        """Whether this is still the name's newest life, and it has not ended."""
+        records = await self.store.list(names.incarnation_prefix(self.name))
+        return bool(records) and records[-1].key == names.incarnation_key(self.name, self.record.number)
 
     async def publish_empty(self) -> None:
         """The compatibility copy of an index that has no snapshot yet."""

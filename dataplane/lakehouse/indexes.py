@@ -170,7 +170,10 @@ class Indexes:
             await self._create_record(params.name, record)
             collection = await self._opened_or_open(params.name)
             if shards == 1:
-                await collection.publish_empty()
+                try:
+                    await self._patiently(collection.publish_empty)
+                except LakehouseError as error:  # the index is there; only its copy for old tools is not
+                    logger.warning("compatibility copy failed. index=%s error=%s", params.name, error)
             return collection
 
     async def _free_number(self, name: str) -> int:

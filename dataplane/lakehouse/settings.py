@@ -145,7 +145,8 @@ class Settings(BaseSettings):
         (),
         description="Bearer keys, each `{name, right, sha256}`; `lakehouse key new` prints one.  Several "
         "may be live, so a key can be replaced without a gap.  In the environment: a JSON list.  None by "
-        "default: every caller on loopback is an admin.",
+        "default: every caller on loopback is an admin.  The same in every process: a gateway passes the "
+        "caller's key on.",
     )
     insecure: bool = Field(
         False,

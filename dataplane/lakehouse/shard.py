@@ -713,13 +713,20 @@ class Shard:
                 self.counters.snapshots += 1
                 self._newest = ref
                 replica.log_bytes -= log_bytes
-                if self.published is not None:
-                    await self.published(ref, content)
+                await self._publish(ref, content)
                 await self.collect_garbage()
             finally:
                 if isinstance(content, Path):
                     await self.runtime.run_io(content.unlink, missing_ok=True)
             return ref
+
+    async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
+        """Tell of a snapshot; what listens is a convenience, and its failure takes nothing back."""
+        if self.published is not None:
+            try:
+                await self.published(ref, content)
+            except LakehouseError as error:
+                logger.warning("compatibility copy failed. index=%s error=%s", self.params.name, error)
 
     async def collect_garbage(self) -> int:
         """Delete DATA entries at or below the second-newest snapshot that we verified, save the log's newest entry.

@@ -152,20 +152,37 @@ class ShardSnapshots:
         if scratch is None:
             out = io.BytesIO()
             digest = await self.runtime.run_cpu(write_image, out, image)
-            data = out.getvalue()
-            content: Path | bytes = data
-            await self.store.put(key, data)
+            content: Path | bytes = out.getvalue()
         else:
             content = scratch / f"snapshot-{self.runtime.uuid().hex}"
-            digest = await self.runtime.run_background(_write_file, content, image)
-            await self.store.upload(key, content)
+            digest = await self.runtime.run_io(_write_file, content, image)
+        await self.put(key, content)
         await self._verify(key, digest)
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         return SnapshotRef(key, covered, size), content
 
+    async def put(self, key: str, content: Path | bytes) -> None:
+        """Write a file that `write` made under another key as well."""
+        if isinstance(content, bytes):
+            await self.store.put(key, content)
+        else:
+            await self.store.upload(key, content)
+
+    async def copy(self, ref: SnapshotRef, key: str) -> None:
+        """Write a stored snapshot under another key as well.  Raises `NotFound` when it was retired meanwhile."""
+        if self.settings.scratch is None:
+            await self.store.put(key, await self.store.get(ref.key))
+            return
+        path = self.settings.scratch / f"copied-{self.runtime.uuid().hex}"
+        try:
+            await self.store.download(ref.key, path)
+            await self.store.upload(key, path)
+        finally:
+            await self.runtime.run_io(path.unlink, missing_ok=True)
+
     async def _verify(self, key: str, digest: bytes) -> None:
         data = await self._fetch(key)
-        seen = await self.runtime.run_cpu(_verified_digest, data)
+        seen = await self.runtime.run_io(_verified_digest, data)
         if seen != digest:
             raise Corrupt(f"snapshot read back differs from what was put. key=`{key}`")
         self.verified.add(key)

@@ -1,5 +1,6 @@
 """Every error is a problem document with a request id; every answer carries one."""
 
+import re
 import socket
 
 import httpx
@@ -103,14 +104,9 @@ def test_pipelined_requests_are_answered_in_order(server: LiveServer, index: str
         + ask.format("GET", f"/v1{index}", "4", "")
         + ask.format("GET", "/livez", "5", "connection: close\r\n")
     )
-    heads = [
-        line
-        for line in raw_answers(server, sent.encode()).split(b"\r\n")
-        if line.startswith((b"HTTP", b"x-req"))
-    ]
-    statuses = [head.split()[1] for head in heads[::2]]
-    assert statuses == [b"200", b"405", b"204", b"404", b"200"]
-    assert heads[1::2] == [b"x-request-id: %d" % number for number in range(1, 6)]
+    received = raw_answers(server, sent.encode())
+    assert re.findall(rb"HTTP/1.1 (\d+) ", received) == [b"200", b"405", b"204", b"404", b"200"]
+    assert re.findall(rb"x-request-id: (\d)", received) == [b"1", b"2", b"3", b"4", b"5"]
 
 
 def test_a_path_that_is_not_ascii_is_refused(server: LiveServer) -> None:

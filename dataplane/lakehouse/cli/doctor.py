@@ -206,26 +206,10 @@ def store(settings: "Settings") -> Check:
 
 
 async def _probed(settings: "Settings") -> str:
-    from lakehouse.runtime import SystemRuntime
-    from lakehouse.store.open import open_store
+    from lakehouse.cli.stores import opened
 
-    runtime = SystemRuntime()
-    try:
-        opened = await open_store(settings.data, runtime, s3=_s3(settings))
-        try:
-            return opened.url
-        finally:
-            await opened.close()
-    finally:
-        runtime.close()
-
-
-def _s3(settings: "Settings") -> Any:
-    if not settings.data.startswith("s3://"):
-        return None
-    from lakehouse.store.s3 import S3Settings
-
-    return S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region)
+    async with opened(settings) as (found, _):
+        return found.url
 
 
 def listening(settings: "Settings") -> Check:
@@ -249,13 +233,13 @@ def listening(settings: "Settings") -> Check:
 
 
 def _who_answers(settings: "Settings") -> str | None:
+    """A lakehouse server is known by what its `/health` tells of itself."""
     import httpx
 
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     try:
         answer = httpx.get(f"http://{host}:{settings.port}/health", timeout=PROBE_S_MAX)
-    except httpx.HTTPError:
+        known = answer.json()
+        return f"a lakehouse server answers, version {known['version']}, roles {', '.join(known['roles'])}"
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
-    return (
-        "a lakehouse server answers" if answer.status_code == 200 and b"lakehouse" in answer.content else None
-    )

@@ -89,7 +89,7 @@ def advice(error: errors.LakehouseError) -> str | None:
             return "set LAKEHOUSE_API_KEY, or pass --api-key"
         case errors.Denied():
             return "use a key with that right; `lakehouse key new --right …` makes one"
-        case errors.NotFound() if "index" in error.message:
+        case errors.NotFound() if error.message.startswith("no such index"):
             return "`lakehouse index list` shows what there is"
         case errors.Busy():
             return "wait a moment, then repeat"

@@ -158,23 +158,16 @@ async def _export_offline(index: str, path: Path, version: int, data: str) -> No
 @contextlib.asynccontextmanager
 async def _indexes(data: str) -> AsyncIterator["Indexes"]:
     """The engine on a store that no server holds.  Raises `Conflict` when one does."""
+    from lakehouse import settings
+    from lakehouse.cli.stores import opened
     from lakehouse.indexes import Indexes
-    from lakehouse.runtime import SystemRuntime
-    from lakehouse.store.open import open_store
 
-    runtime = SystemRuntime()
-    try:
-        store = await open_store(data, runtime, locks=("vectors",))
+    async with opened(settings.load(data=data), locks=("vectors",)) as (store, runtime):
+        indexes = Indexes(store, runtime)
         try:
-            indexes = Indexes(store, runtime)
-            try:
-                yield indexes
-            finally:
-                await indexes.close()
+            yield indexes
         finally:
-            await store.close()
-    finally:
-        runtime.close()
+            await indexes.close()
 
 
 def _export_online(index: str, path: Path, version: int, url: str | None, api_key: str | None) -> None:

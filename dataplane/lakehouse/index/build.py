@@ -16,7 +16,7 @@ from lakehouse.index import kernels
 from lakehouse.index.arena import Arena
 from lakehouse.index.engine import Engine, GraphParams
 from lakehouse.index.kernels import Answer, Bits, Codes, Links, Rows32, Source, Sources
-from lakehouse.index.rows import Rows, arrow
+from lakehouse.index.rows import Rows
 from lakehouse.index.segment import Content, Segment, Versions, dead_rows, inverse_norms
 from lakehouse.index.settings import IndexSettings
 from lakehouse.index.tail import TailView
@@ -107,7 +107,7 @@ def rounded(segment: Segment, arena: Arena) -> Codes:
     """A segment's vectors in 8 bits."""
     rows, dimension = segment.vectors.shape
     codes = Codes(
-        arena.zeros((rows, kernels.code_width(dimension)), np.int8), arena.zeros((rows, 2), np.float32)
+        arena.hot((rows, kernels.code_width(dimension)), np.int8), arena.zeros((rows, 2), np.float32)
     )
     kernels.round_into(codes, segment.vectors, segment.inverse_norms)
     return codes
@@ -211,4 +211,4 @@ def _picked_norms(content: Content, rows: Rows32) -> npt.NDArray[np.float32]:
 def _columns(content: Segment | TailView) -> tuple[pa.Array, pa.Array]:
     if isinstance(content, Segment):
         return content.rows.ids, content.rows.documents
-    return arrow(content.ids, content.documents)
+    return content.arrow()

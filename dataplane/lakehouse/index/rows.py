@@ -3,13 +3,15 @@
 The columns are one Arrow IPC file, in memory as in a snapshot.  What this does not do: parse metadata.
 """
 
-from collections.abc import Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from lakehouse.core.errors import Corrupt
 from lakehouse.index.arena import Arena
+
+# Arrow's own allocator keeps tens of megabytes after a segment is built; the system's gives them back when asked.
+pa.set_memory_pool(pa.system_memory_pool())
 
 SCHEMA = pa.schema(
     [
@@ -72,11 +74,6 @@ class Rows:
     @property
     def metadata_bytes(self) -> int:
         return int(self._metadata_ends[self.size] - self._metadata_ends[0])
-
-
-def arrow(ids: Sequence[str], metadata: Sequence[bytes]) -> tuple[pa.Array, pa.Array]:
-    """Lists as the columns of `SCHEMA`."""
-    return pa.array(ids, pa.large_string()), pa.array(metadata, pa.large_binary())
 
 
 def _buffers(column: pa.Array) -> tuple[memoryview, memoryview]:

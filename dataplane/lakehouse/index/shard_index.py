@@ -307,7 +307,7 @@ class ShardIndex:
             vector_bytes=4 * self._params.dimension * sum(part.marks.size for part in parts),
             graph_bytes=sum(g.level0.nbytes + g.upper.nbytes + g.upper_offsets.nbytes for g in graphs),
             metadata_bytes=sum(segment.rows.metadata_bytes for segment in segments)
-            + sum(sum(map(len, tail.documents)) for tail in tails),
+            + sum(tail.metadata_bytes for tail in tails),
         )
 
     # ---- maintaining

@@ -3,9 +3,11 @@
 Rows are only ever added at the end; a `TailView` is the first n of them and stays what it is.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from lakehouse.core.types import Distance, Vectors
 from lakehouse.index.arena import Arena
@@ -28,11 +30,13 @@ class Tail:
         self._dimension, self._distance, self._arena = dimension, distance, arena
         self.size = 0
         self.ids: list[str] = []
-        self.documents: list[bytes] = []
+        # One buffer, not an object per row: objects would leave holes between the ids, which stay.
+        self._document_bytes = bytearray()
+        self._document_ends = array("q", [0])
         self.chunks: list[Stretch] = []
         self._room = 0
         self.columns = Columns(
-            lambda start, stop: self.documents[start:stop],
+            lambda start, stop: [self.metadata(row) for row in range(start, stop)],
             COLUMN_BLOCK_ROWS,
             predicates_max=settings.predicates_max,
             columns_max=settings.columns_max,
@@ -40,7 +44,9 @@ class Tail:
 
     def append(self, ids: Sequence[str], vectors: Vectors, documents: Sequence[bytes]) -> None:
         self.ids.extend(ids)
-        self.documents.extend(documents)
+        for document in documents:
+            self._document_bytes += document
+            self._document_ends.append(len(self._document_bytes))
         norms = inverse_norms(vectors, self._distance)
         taken = 0
         while taken < len(vectors):
@@ -66,7 +72,18 @@ class Tail:
         self._room = rows
 
     def metadata(self, row: int) -> bytes:
-        return self.documents[row]
+        return bytes(self._document_bytes[self._document_ends[row] : self._document_ends[row + 1]])
+
+    @property
+    def metadata_bytes(self) -> int:
+        return len(self._document_bytes)
+
+    def columns_of(self, rows: int) -> tuple[pa.Array, pa.Array]:
+        """The ids and metadata of the first `rows` rows, copied."""
+        ends = self._document_ends[: rows + 1]
+        buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(bytes(self._document_bytes[: ends[-1]]))]
+        documents = pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+        return pa.array(self.ids[:rows], pa.large_string()), documents
 
     def vector(self, row: int) -> Floats:
         """A copy."""
@@ -105,7 +122,7 @@ class TailView:
         return self._tail.ids[row]
 
     def metadata(self, row: int) -> bytes:
-        return self._tail.documents[row]
+        return self._tail.metadata(row)
 
     def vector(self, row: int) -> Floats:
         return self._tail.vector(row)
@@ -115,5 +132,9 @@ class TailView:
         return self._tail.ids[: self.size]
 
     @property
-    def documents(self) -> list[bytes]:
-        return self._tail.documents[: self.size]
+    def metadata_bytes(self) -> int:
+        return self._tail.metadata_bytes
+
+    def arrow(self) -> tuple[pa.Array, pa.Array]:
+        """The ids and metadata."""
+        return self._tail.columns_of(self.size)

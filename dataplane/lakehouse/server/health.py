@@ -42,7 +42,7 @@ class HealthApi:
         self._metrics = metrics
         self._loading = loading
         self._openapi = openapi
-        self._probed_at: float | None = None
+        self._probed_at = 0.0
         self._store_says = ""
 
     async def health(self, request: Request) -> Response:
@@ -73,7 +73,7 @@ class HealthApi:
 
     async def _probe(self, store: ObjectStore) -> str:
         now = self._runtime.monotonic()
-        if self._probed_at is None or now - self._probed_at >= PROBE_EVERY_S:
+        if not self._store_says or now - self._probed_at >= PROBE_EVERY_S:
             self._probed_at = now
             self._store_says = await _asked(store.list(PROBE_PREFIX, limit=1))
         return self._store_says

@@ -167,9 +167,9 @@ class Response:
 
     async def send(self, send: Send, request_id: bytes) -> None:
         """Send head and body."""
-        head: Headers = [(b"content-length", b"%d" % len(self.body)), (b"x-request-id", request_id)]
-        if self.status != 204:
-            head.append((b"content-type", self.media_type))
+        head: Headers = [(b"x-request-id", request_id)]
+        if self.status != 204:  # which has neither, by RFC 9110
+            head += [(b"content-length", b"%d" % len(self.body)), (b"content-type", self.media_type)]
         head += self.headers
         await send({"type": "http.response.start", "status": self.status, "headers": head})
         await send({"type": "http.response.body", "body": self.body})
