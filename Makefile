@@ -39,10 +39,12 @@ bench: setup ## Measure the server beside in-process hnswlib: table, JSON and pl
 	@$(BIN)/lakehouse bench $(ARGS)
 
 lint: setup ## Check style, types and who imports whom
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@failed=0; \
+	  $(BIN)/ruff check . || failed=1; \
+	  $(BIN)/ruff format --check . || failed=1; \
+	  $(BIN)/mypy || failed=1; \
+	  $(BIN)/lint-imports --no-logo || failed=1; \
+	  exit $$failed
 
 format: setup ## Rewrite the sources in the project's style
 	@$(BIN)/ruff check --fix .

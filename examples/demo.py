@@ -105,6 +105,8 @@ def run(server: ServerProcess, folder: Path, runtime: SystemRuntime) -> None:
     cli(server, "add", "fresh", str(fresh_file), "--create")
     cli(server, "index", "merge", "fresh", "packages", "--clear-source")
     cli(server, "index", "list")
+    say("The nearest package of all was among the new ones:")
+    cli(server, "search", "packages", "--like", "postgresql", "--k", "2", "--show", columns)
 
     step("kill -9 in the middle of adding")
     survive(server, folder, table, runtime)
@@ -119,7 +121,10 @@ def split(table: pa.Table, folder: Path) -> tuple[Path, Path]:
     """The file for the main index, and the one for the fresh index, which overlaps it a little."""
     fresh = np.zeros(len(table), dtype=np.bool_)
     fresh[np.linspace(0, len(table) - 1, NEW_ROWS).astype(np.int64)] = True
-    fresh[table["id"].to_pylist().index("postgresql")] = False
+    ids = table["id"].to_pylist()
+    fresh[ids.index("postgresql")] = False
+    fresh[ids.index("postgresql-contrib")] = True
+    fresh[np.flatnonzero(fresh)[NEW_ROWS:]] = False  # the line above may have made one too many
     known = np.flatnonzero(~fresh)[:KNOWN_ROWS]
     main_file, fresh_file = folder / "packages.parquet", folder / "fresh.parquet"
     pq.write_table(table.filter(pa.array(~fresh)), main_file)
@@ -315,7 +320,7 @@ def finish(server: ServerProcess, folder: Path, *, stop: bool) -> None:
     say(f"  try it    curl -s {server.url}/v1/vectors/index")
     search = shlex.quote('{"id": "git", "k": 3}')
     say(f"            curl -s {server.url}/v1/vectors/index/packages/search -d {search}")
-    say(f"  stop it   kill {server.pid}        or: python examples/demo.py --only-stop")
+    say(f"  stop it   kill {server.pid}        or: make demo ARGS=--only-stop")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -317,3 +318,10 @@ def result(**changes: Any) -> dict[str, Any]:
 def test_a_target_that_is_missed_is_reported_as_missed(changes: dict[str, Any], missed: set[str]) -> None:
     lines = report.targets(result(**changes))
     assert {line.name for line in lines if not line.met} == missed
+
+
+def test_wide_vectors_go_in_smaller_batches(tmp_path: Path) -> None:
+    rows = [np.zeros(65_535, dtype=np.float32)] * 2
+    path = parquet(tmp_path / "x.parquet", id=["a", "b"], embedding=pa.array(rows, pa.list_(pa.float32())))
+    found = source(path, 1_000)
+    assert found.batch_rows * found.dimension * 4 <= loading.VECTOR_BYTES_MAX

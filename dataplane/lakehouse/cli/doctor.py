@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lakehouse.cli.output import Exit, Format, Output, err_console, print_json, print_table
-from lakehouse.core.errors import Conflict, LakehouseError
+from lakehouse.core.errors import LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.settings import Settings
@@ -198,8 +198,6 @@ def store(settings: "Settings") -> Check:
     """Whether the store does what the log relies on, tried with a few bytes under `_probe/`."""
     try:
         url = asyncio.run(_probed(settings))
-    except Conflict as error:  # pragma: no cover - probing takes no lock
-        return Check("store", Level.WARNING, settings.data, error.message)
     except LakehouseError as error:
         return Check("store", Level.WRONG, settings.data, error.message)
     return Check("store", Level.OK, f"{url}: create-if-absent, read, list and delete work")

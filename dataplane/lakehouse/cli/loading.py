@@ -21,6 +21,8 @@ from lakehouse.runtime import SystemRuntime
 
 Tick = Callable[[int], None]
 RESERVED = ("id", "vector")
+VECTOR_BYTES_MAX = 16 << 20
+"""Of one request, so that wide vectors do not pass the server's limit of 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,15 @@ class Source:
                         f"a metadata column cannot be called `{column}`; leave it out. file=`{path}`"
                     )
             dimension = _dimension(file, vector_column)
+            widest = max(1, VECTOR_BYTES_MAX // (4 * max(1, dimension)))
             return cls(
-                path, id_column, vector_column, tuple(kept), batch_rows, file.metadata.num_rows, dimension
+                path,
+                id_column,
+                vector_column,
+                tuple(kept),
+                min(batch_rows, widest),
+                file.metadata.num_rows,
+                dimension,
             )
 
     def batches(self, first_row: int) -> Iterator[tuple[int, int, bytes]]:

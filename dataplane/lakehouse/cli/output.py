@@ -91,6 +91,8 @@ def advice(error: errors.LakehouseError) -> str | None:
             return "use a key with that right; `lakehouse key new --right …` makes one"
         case errors.NotFound() if error.message.startswith("no such index"):
             return "`lakehouse index list` shows what there is"
+        case errors.TooLarge():
+            return "send less at a time, such as `--batch-size 100`"
         case errors.Busy():
             return "wait a moment, then repeat"
         case errors.StorageFull():

@@ -4,7 +4,6 @@ Each file is unlinked before it is mapped: a crash leaves nothing behind.  Where
 it, arrays fall back to anonymous memory, because by then the write they belong to is already acknowledged.
 """
 
-import contextlib
 import logging
 import mmap
 import os
@@ -15,9 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-
-HOT_BYTES_MIN = 4 << 20
-"""Below two large pages there is nothing to gain."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +37,6 @@ class Arena:
         except OSError as error:
             logger.warning("no mapped file, using memory. bytes=`%s` error=`%s`", size, error)
             return np.zeros(shape, dtype)
-        return np.frombuffer(mapping, dtype).reshape(shape)
-
-    @staticmethod
-    def hot(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """A writable array of zeros in memory, on large pages where there are any: for what every search reads.
-
-        A walk jumps between rows; on small pages each jump costs an address translation as well.
-        """
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if size < HOT_BYTES_MIN or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return np.zeros(shape, dtype)
-        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without large pages
-            mapping.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(mapping, dtype).reshape(shape)
 
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -107,7 +107,7 @@ def rounded(segment: Segment, arena: Arena) -> Codes:
     """A segment's vectors in 8 bits."""
     rows, dimension = segment.vectors.shape
     codes = Codes(
-        arena.hot((rows, kernels.code_width(dimension)), np.int8), arena.zeros((rows, 2), np.float32)
+        arena.zeros((rows, kernels.code_width(dimension)), np.int8), arena.zeros((rows, 2), np.float32)
     )
     kernels.round_into(codes, segment.vectors, segment.inverse_norms)
     return codes

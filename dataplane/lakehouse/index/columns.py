@@ -306,12 +306,11 @@ def _like(texts: pa.Array, node: p.Like) -> pa.Array:
 class _Masks:
     """The bitmaps of one predicate: of complete blocks, and of the size last asked for."""
 
-    __slots__ = ("bits", "size", "whole")
+    __slots__ = ("last", "whole")
 
     def __init__(self) -> None:
         self.whole: list[Bits] = []
-        self.size = -1
-        self.bits: Bits = np.zeros(0, np.uint64)
+        self.last: tuple[int, Bits] = (-1, np.zeros(0, np.uint64))
 
 
 class Columns:
@@ -334,20 +333,23 @@ class Columns:
         self._predicates_max, self._columns_max = predicates_max, columns_max
         self._blocks: list[Block] = []
         self._last: Block | None = None
+        self._schema: tuple[int, Schema, bool] = (-1, {}, False)
         self._masks: OrderedDict[Predicate, _Masks] = OrderedDict()
         self._lock = threading.Lock()
 
     def mask(self, predicate: Predicate, size: int) -> Bits:
         """Which of the first `size` rows make `predicate` true."""
+        known = self._masks.get(predicate)
+        if known is not None and (last := known.last)[0] == size:
+            return last[1]  # without waiting for a thread that reads another field
         with self._lock:
             masks = self._masks.setdefault(predicate, _Masks())
             self._masks.move_to_end(predicate)
             if len(self._masks) > self._predicates_max:
                 self._masks.popitem(last=False)
-            if masks.size != size:
-                masks.bits = self._evaluate(predicate, masks.whole, size)
-                masks.size = size
-            return masks.bits
+            if masks.last[0] != size:
+                masks.last = (size, self._evaluate(predicate, masks.whole, size))
+            return masks.last[1]
 
     def _evaluate(self, predicate: Predicate, masks: list[Bits], size: int) -> Bits:
         blocks = self._upto(size)
@@ -358,20 +360,25 @@ class Columns:
             parts = [*parts, _bits(blocks[whole].matches(predicate)[:rest])]
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.uint64)])
 
-    def schema(self, size: int) -> tuple[dict[Path, int], bool]:
+    def schema(self, size: int) -> tuple[Schema, bool]:
         """The fields of the first `size` rows, and whether there were too many to keep."""
+        known = self._schema
+        if known[0] == size:
+            return known[1], known[2]
         merged: dict[Path, int] = {}
         with self._lock:
             blocks = self._upto(size)
             for block in blocks:
                 for path, types in block.schema.items():
                     merged[path] = merged.get(path, 0) | types
-            return merged, any(block.overflowed for block in blocks)
+            overflowed = any(block.overflowed for block in blocks)
+            self._schema = (size, merged, overflowed)
+            return merged, overflowed
 
     def is_ready(self, predicate: Predicate, size: int) -> bool:
         """Whether `mask` has little to read."""
         masks = self._masks.get(predicate)
-        return masks is not None and (masks.size == size or len(masks.whole) >= size // self._block_rows)
+        return masks is not None and (masks.last[0] == size or len(masks.whole) >= size // self._block_rows)
 
     def prepare(self, paths: Iterable[Path], size: int) -> None:
         """Have the columns of `paths`."""

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -573,37 +574,11 @@ float reported(float distance, Metric metric) {
   return distance == 0 ? 0.0f : distance;  // no negative zero
 }
 
-}  // namespace
+constexpr uint32_t kGroup = 64;  // queries answered together: they share a scan's rows, and bound what a thread keeps
 
-extern "C" {
-
-int32_t lh_abi(void) { return 2; }
-
-uint64_t lh_source_bytes(void) { return sizeof(LhSource); }
-
-const char* lh_variant(void) { return variant->name; }
-
-// Chooses a variant by name, for tests and measurements; 0 when this CPU has it.
-int32_t lh_use_variant(const char* name) {
-  if (!std::strcmp(name, "generic")) { variant = &kGeneric; return 0; }
-#if defined(__x86_64__)
-  if (!std::strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    variant = &kAvx2;
-    return 0;
-  }
-  if (!std::strcmp(name, "avx512") && has_avx512()) { variant = &kAvx512; return 0; }
-  if (!std::strcmp(name, "avx512vnni") && has_vnni()) { variant = &kVnni; return 0; }
-#endif
-  return -1;
-}
-
-// Answers `query_count` queries over all sources.  For query q: counts[q] hits at out_distances[q*k …], nearest
-// first, and out_hits as source << 32 | row.  totals[0] += distances computed, totals[1] += graph searches that
-// gave up for an exact scan.  0, or -1 when memory ran out.
-int32_t lh_search(const LhSource* sources, uint32_t source_count, uint32_t metric_number, uint32_t dimension,
+void search_group(const LhSource* sources, uint32_t source_count, Metric metric, uint32_t dimension,
                   const float* queries, uint32_t query_count, uint32_t k, float* out_distances, uint64_t* out_hits,
-                  uint32_t* counts, uint64_t* totals) try {
-  Metric metric = Metric(metric_number);
+                  uint32_t* counts, uint64_t* totals) {
   thread_local std::vector<float> unit;
   thread_local std::vector<Best<Found>> best;
   if (best.size() < query_count) best.resize(query_count);
@@ -653,8 +628,46 @@ int32_t lh_search(const LhSource* sources, uint32_t source_count, uint32_t metri
       out_hits[size_t(q) * k + i] = uint64_t(found[i].source) << 32 | found[i].row;
     }
   }
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t lh_abi(void) { return 2; }
+
+uint64_t lh_source_bytes(void) { return sizeof(LhSource); }
+
+const char* lh_variant(void) { return variant->name; }
+
+// Chooses a variant by name, for tests and measurements; 0 when this CPU has it.
+int32_t lh_use_variant(const char* name) {
+  if (!std::strcmp(name, "generic")) { variant = &kGeneric; return 0; }
+#if defined(__x86_64__)
+  if (!std::strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    variant = &kAvx2;
+    return 0;
+  }
+  if (!std::strcmp(name, "avx512") && has_avx512()) { variant = &kAvx512; return 0; }
+  if (!std::strcmp(name, "avx512vnni") && has_vnni()) { variant = &kVnni; return 0; }
+#endif
+  return -1;
+}
+
+// Answers `query_count` queries over all sources.  For query q: counts[q] hits at out_distances[q*k …], nearest
+// first, and out_hits as source << 32 | row.  totals[0] += distances computed, totals[1] += graph searches that
+// gave up for an exact scan.  0, or -1 when memory ran out.
+int32_t lh_search(const LhSource* sources, uint32_t source_count, uint32_t metric, uint32_t dimension,
+                  const float* queries, uint32_t query_count, uint32_t k, float* out_distances, uint64_t* out_hits,
+                  uint32_t* counts, uint64_t* totals) try {
+  for (uint32_t first = 0; first < query_count; first += kGroup) {
+    search_group(sources, source_count, Metric(metric), dimension, queries + size_t(first) * dimension,
+                 std::min(kGroup, query_count - first), k, out_distances + size_t(first) * k,
+                 out_hits + size_t(first) * k, counts + first, totals);
+  }
   return 0;
 } catch (const std::bad_alloc&) {
+  scratch.forget();
   return -1;
 }
 
@@ -690,7 +703,11 @@ int32_t lh_probe(const LhSource* source, uint32_t metric_number, uint32_t dimens
     }
   };
   std::vector<std::thread> pool;
-  for (uint32_t t = 1; t < threads; ++t) pool.emplace_back(work);
+  try {
+    for (uint32_t t = 1; t < threads; ++t) pool.emplace_back(work);
+  } catch (const std::system_error&) {
+    // Fewer threads do the same work.
+  }
   work();
   for (std::thread& thread : pool) thread.join();
   return status;

@@ -449,12 +449,15 @@ class LocalStore:
 
     def scratch(self) -> Path:
         """A directory on the same file system for working files of this process, removed with it."""
-        path = Path(os.fsdecode(self._root), TEMPORARY, f"{self._token}.scratch")
+        path = self._scratch_path()
         path.mkdir(exist_ok=True)
         return path
 
+    def _scratch_path(self) -> Path:
+        return self._path / TEMPORARY / f"{self._token}.scratch"
+
     def _release(self) -> None:
-        shutil.rmtree(self.scratch(), ignore_errors=True)
+        shutil.rmtree(self._scratch_path(), ignore_errors=True)
         with self._guard:
             self._directories.clear()
         mark = os.path.join(self._root, TEMPORARY.encode(), f"{self._token}.alive".encode())
