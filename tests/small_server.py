@@ -19,5 +19,6 @@ SMALL = partial(
 )
 
 if __name__ == "__main__":
+    assert hasattr(lakehouse.server.app, "EngineSettings")
     setattr(lakehouse.server.app, "EngineSettings", SMALL)  # noqa: B010  mypy knows it as a class
     main()

@@ -6,11 +6,11 @@ no clock decides what happens.  After a restart every journal must explain what 
 """
 
 import asyncio
+import contextlib
 import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class Tally:
     """What a run did; printed, and checked for having done anything."""
 
     answers: Counter[str] = field(default_factory=Counter)
+    background: Counter[str] = field(default_factory=Counter)
+    """Segments built, snapshots taken, slots collected: what the kills interrupted."""
     happened: int = 0
     did_not: int = 0
 
@@ -221,6 +223,7 @@ class World:
             except TimeoutError:
                 raise AssertionError(f"{acks} of {wanted} writes acknowledged in {LIFE_S_MAX} s") from None
             finally:
+                await self._note_background(http)
                 # Not always right after an answer: somewhere in the next few milliseconds.
                 await asyncio.sleep(self.rng.uniform(0, 0.03))
                 died = self.server.process.poll()
@@ -245,6 +248,12 @@ class World:
         while self._alive():
             await asyncio.sleep(rng.uniform(0, 0.3))
             await client.write(f"{rng.choice([MAIN, FRESH])}/snapshot", {})
+
+    async def _note_background(self, http: httpx.AsyncClient) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            stats = (await http.get(f"/v1/vectors/index/{MAIN}/stats")).json()
+            for name in ("builds", "snapshots", "slots_collected"):
+                self.tally.background[name] += sum(shard[name] for shard in stats["shards"])
 
     async def _live_until_gone(self, http: httpx.AsyncClient) -> None:
         while self._alive() and await self.lives.step(http):
@@ -309,7 +318,7 @@ class World:
             hits = (await http.post(f"/v1/vectors/index/{MAIN}/search", json=query)).json()["results"]
             assert abs(hits[0]["distance"]) < 1e-5, f"{item_id} is not its own nearest neighbour: {hits}"
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
         limits = httpx.Limits(max_connections=WRITERS + FRESH_WRITERS + 3)
         async with httpx.AsyncClient(base_url=self.server.url, timeout=60, limits=limits) as http:

@@ -661,7 +661,10 @@ class Shard:
         plan = index.maintenance(idle=idle)
         if plan is None:
             return False
-        built = await self.runtime.run_background(plan.run, self.settings.build_threads)
+        try:
+            built = await self.runtime.run_background(plan.run, self.settings.build_threads)
+        finally:
+            plan.stop.set()  # a cancelled keeper leaves the worker with something to notice
         if index is self.replica.index:
             index.install(built)
             self.counters.builds += 1

@@ -36,6 +36,7 @@ async def _run(server: LiveServer, kills: int) -> None:
             print(f"kill {kill + 1}: {dict(world.tally.answers)}", flush=True)
     tally = world.tally
     print(f"of the writes of unknown outcome {tally.happened} had happened, {tally.did_not} had not")
+    print(f"in the background: {dict(tally.background)}")
     assert tally.answers["200"] >= kills
     assert tally.answers["400"], "no nonsense was sent"
 

@@ -4,8 +4,9 @@ A plan touches only what never changes, so it runs in a worker while writes go o
 the result is installed.  What this does not do: decide what to build (`tiers`).
 """
 
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,15 @@ import pyarrow as pa
 from lakehouse.core.types import IndexParams, Vectors
 from lakehouse.index import kernels
 from lakehouse.index.arena import Arena
-from lakehouse.index.engine import Engine, GraphParams
+from lakehouse.index.engine import Engine, GraphParams, check
 from lakehouse.index.kernels import Answer, Bits, Codes, Links, Rows32, Source, Sources
 from lakehouse.index.rows import Rows
 from lakehouse.index.segment import Content, Segment, Versions, dead_rows, inverse_norms
 from lakehouse.index.settings import IndexSettings
 from lakehouse.index.tail import TailView
 
+PROBE_ROWS = 8_192
+"""Rows probed in one call, about a second of work."""
 LOSS_SAMPLES, LOSS_EF, LOSS_K = 256, 64, 10
 
 
@@ -65,6 +68,8 @@ class BuildPlan:
     settings: IndexSettings
     arena: Arena
     engine: Engine
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set from anywhere to end `run` early: within about a second, so that a shutdown need not wait for a graph."""
 
     @property
     def rows(self) -> int:
@@ -72,7 +77,7 @@ class BuildPlan:
         return sum(part.live for part in self.parts)
 
     def run(self, threads: int = 1) -> Built:
-        """Build it, with `threads` threads besides none; for a worker, minutes for millions of rows."""
+        """Build it with `threads` threads; for a worker, minutes for millions of rows.  Raises `BuildCancelled`."""
         taken = tuple((part.serial, part.live_rows()) for part in self.parts)
         if not any(len(rows) for _, rows in taken):
             return Built(None, taken, [])
@@ -90,11 +95,12 @@ class BuildPlan:
             GraphParams(params.distance, params.m, params.ef_construction),
             self.arena,
             threads,
+            self.stop,
         )
         linked = segment.with_graph(graph, rounded(segment, self.arena))
         if recall_lost(linked, params) > self.settings.code_loss_max:
             linked = segment.with_graph(graph, None)
-        return linked.with_stragglers(stragglers(linked, params, self.settings, threads))
+        return linked.with_stragglers(stragglers(linked, params, self.settings, threads, self.stop))
 
     def _carry_columns(self, segment: Segment) -> None:
         # Filters that were in use stay as fast as they were.
@@ -141,7 +147,9 @@ def _found(answer: Answer) -> Iterator[dict[int, float]]:
         yield dict(zip(hits, distances, strict=True))
 
 
-def stragglers(segment: Segment, params: IndexParams, settings: IndexSettings, threads: int) -> Rows32:
+def stragglers(
+    segment: Segment, params: IndexParams, settings: IndexSettings, threads: int, stop: threading.Event
+) -> Rows32:
     """Rows that a search for their own vector does not find; every search measures them."""
     graph = segment.graph
     assert graph is not None
@@ -159,7 +167,12 @@ def stragglers(segment: Segment, params: IndexParams, settings: IndexSettings, t
         codes=segment.codes,
         ef=min(settings.probe_ef, params.ef_search, segment.size),
     )
-    return rows[kernels.probe(source, params.distance, rows, threads)]
+    missed = []
+    for start in range(0, len(rows), PROBE_ROWS):
+        check(stop)
+        some = rows[start : start + PROBE_ROWS]
+        missed.append(some[kernels.probe(source, params.distance, some, threads)])
+    return np.concatenate(missed) if missed else rows
 
 
 def _neighbours(graph: Links) -> npt.NDArray[np.uint32]:

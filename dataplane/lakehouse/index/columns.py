@@ -7,6 +7,7 @@ read once, the last one again when it has grown.
 What this does not do: know which rows are live.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -207,11 +208,18 @@ def _decoded(documents: Sequence[bytes | None] | pa.Array) -> Iterable[dict[str,
             if not document:
                 yield None
                 continue
-            try:
-                value = orjson.loads(document)
-            except orjson.JSONDecodeError:
-                value = None
+            value = _loaded(document)
             yield value if isinstance(value, dict) else None
+
+
+def _loaded(document: bytes) -> Any:
+    try:
+        return orjson.loads(document)
+    except orjson.JSONDecodeError:  # a number beyond a double, which JSON allows, hides only itself
+        try:
+            return json.loads(document, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            return None
 
 
 class _Collector:

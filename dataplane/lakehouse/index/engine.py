@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,20 +40,37 @@ class GraphParams:
     ef_construction: int
 
 
+class BuildCancelled(Exception):
+    """A build was told to stop; nothing of it is left."""
+
+
+def check(stop: threading.Event) -> None:
+    """Raise `BuildCancelled` if somebody asked for it."""
+    if stop.is_set():
+        raise BuildCancelled
+
+
 class Engine(Protocol):
     """Builds a graph over vectors; row numbers are the nodes."""
 
-    def build(self, vectors: Vectors, params: GraphParams, arena: Arena, threads: int) -> Links: ...
+    def build(
+        self, vectors: Vectors, params: GraphParams, arena: Arena, threads: int, stop: threading.Event
+    ) -> Links:
+        """The links; raises `BuildCancelled` soon after `stop` is set."""
+        ...
 
 
 class HnswlibEngine:
     """hnswlib 0.8."""
 
-    def build(self, vectors: Vectors, params: GraphParams, arena: Arena, threads: int) -> Links:
+    def build(
+        self, vectors: Vectors, params: GraphParams, arena: Arena, threads: int, stop: threading.Event
+    ) -> Links:
         rows, dimension = vectors.shape
         index = hnswlib.Index(_SPACES[params.distance], dimension)
         index.init_index(rows, ef_construction=params.ef_construction, M=params.m, random_seed=SEED)
         for start in range(0, rows, ADD_ROWS):
+            check(stop)
             part = vectors[start : start + ADD_ROWS]
             if params.distance is Distance.COSINE:
                 squares = np.einsum("ij,ij->i", part, part, dtype=np.float64)
