@@ -60,7 +60,7 @@ def source(
 
 
 def graph(stored: Vectors, distance: Distance, threads: int = 1) -> Links:
-    return HnswlibEngine().build(stored, GraphParams(distance, 8, 60), Arena(None), threads)
+    return HnswlibEngine().build(stored, GraphParams(distance, 8, 60), Arena(None), threads, threading.Event())
 
 
 def rounded(stored: Vectors, distance: Distance) -> Codes:

@@ -362,10 +362,13 @@ def test_a_header_that_does_not_fit_is_refused(header: bytes) -> None:
         restored(parts)
 
 
-def test_unknown_repeated_and_double_sections_are_refused() -> None:
+def test_a_section_of_a_later_release_is_passed_over() -> None:
+    index = settled()
+    assert len(restored([*sections(index), Section("colour", 0, b"red")])) == len(index)
+
+
+def test_repeated_and_double_sections_are_refused() -> None:
     parts = sections(settled())
-    with pytest.raises(Corrupt):
-        restored([*parts, Section("colour", 0, b"red")])
     with pytest.raises(Corrupt):
         restored([*parts, parts[0]])
     with pytest.raises(Corrupt, match="one id"):

@@ -69,8 +69,10 @@ def read(
     number = sections[0].segment
     parts: dict[str, memoryview] = {}
     for section in sections:
-        if section.kind not in KINDS or section.kind in parts:
-            raise Corrupt(f"segment {number} has a section it should not have. kind=`{section.kind}`")
+        if section.kind not in KINDS:  # a later release's, which it may be read without
+            continue
+        if section.kind in parts:
+            raise Corrupt(f"segment {number} has a section twice. kind=`{section.kind}`")
         parts[section.kind] = memoryview(section.data)
     header = _header(parts, number)
     size = _whole(header, "rows", 1, (1 << 32) - 1)
