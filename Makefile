@@ -15,7 +15,7 @@ ARGS ?=# more arguments for pytest, the demo or the benchmark
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
-LOCKS := requirements/build.lock requirements/native.lock requirements/all.lock
+LOCKS := .ci/requirements/build.lock .ci/requirements/native.lock .ci/requirements/all.lock
 NATIVE := $(wildcard dataplane/lakehouse/index/*.cpp dataplane/lakehouse/index/*.h)
 UV_VERSION := 0.13.9
 
@@ -63,24 +63,24 @@ $(VENV)/.project: $(VENV)/.dependencies pyproject.toml hatch_build.py $(NATIVE)
 $(VENV)/.dependencies: $(LOCKS)
 	@.ci/venv $(VENV)
 	@echo "installing the locked dependencies into $(VENV) (about a minute)" >&2
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements/build.lock
-	@$(PIP) install --require-hashes --no-cache-dir --no-deps --no-build-isolation -r requirements/native.lock
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements/all.lock
+	@$(PIP) install --require-hashes --only-binary :all: -r .ci/requirements/build.lock
+	@$(PIP) install --require-hashes --no-cache-dir --no-deps --no-build-isolation -r .ci/requirements/native.lock
+	@$(PIP) install --require-hashes --only-binary :all: -r .ci/requirements/all.lock
 	@touch $@
 
 # Part of the installation, so that no test waits for it; without Go the tests that need it are skipped.
 minio: setup ## Build the MinIO server that tests use (5 minutes once; it is kept in ~/.cache/lakehouse)
 	@$(BIN)/python tests/minio_server.py >/dev/null || true
 
-lock: ## Resolve the dependencies again, for all supported Pythons and machines, into requirements/
+lock: ## Resolve the dependencies again, for all supported Pythons and machines, into .ci/requirements/
 	@test -x build/uv/bin/uv || { python3 -m venv build/uv && build/uv/bin/pip install --quiet uv==$(UV_VERSION); }
 	@lock() { build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate "$$@"; }; \
-	  lock --group pyproject.toml:build --output-file requirements/build.lock; \
-	  lock --constraint requirements/build.lock --extra bench --group pyproject.toml:dev \
-	    --output-file requirements/all.lock pyproject.toml; \
-	  grep '^hnswlib==' requirements/all.lock | cut -d' ' -f1 \
-	    | lock --no-deps --output-file requirements/native.lock -
+	  lock --group pyproject.toml:build --output-file .ci/requirements/build.lock; \
+	  lock --constraint .ci/requirements/build.lock --extra bench --group pyproject.toml:dev \
+	    --output-file .ci/requirements/all.lock pyproject.toml; \
+	  grep '^hnswlib==' .ci/requirements/all.lock | cut -d' ' -f1 \
+	    | lock --no-deps --output-file .ci/requirements/native.lock -
 
 clean: ## Remove .venv, caches and builds; data directories stay
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -32,7 +32,6 @@ TOP_LEVEL = {
     "kind-config.yaml",
     "operator",
     "pyproject.toml",
-    "requirements",
     "tests",
 }
 FILE_BYTES_MAX = 8 << 20
@@ -107,7 +106,7 @@ def test_no_file_names_a_package_registry_or_a_place_on_one_machine() -> None:
 
 
 def test_every_locked_dependency_has_a_hash() -> None:
-    for lock in (ROOT / "requirements").glob("*.lock"):
+    for lock in (ROOT / ".ci" / "requirements").glob("*.lock"):
         for entry in re.sub(r"\\\n", " ", lock.read_text()).splitlines():
             assert re.match(r"[A-Za-z0-9._-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry), (
                 f"{lock.name}: {entry}"
@@ -123,7 +122,7 @@ def test_every_declared_dependency_is_locked_within_its_pin() -> None:
         "all": project["project"]["dependencies"] + project["dependency-groups"]["dev"],
     }
     for lock, requirements in declared.items():
-        text = (ROOT / "requirements" / f"{lock}.lock").read_text()
+        text = (ROOT / ".ci" / "requirements" / f"{lock}.lock").read_text()
         locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE))
         for requirement in map(Requirement, requirements):
             assert requirement.specifier.contains(locked[requirement.name]), f"{lock}.lock: {requirement}"
