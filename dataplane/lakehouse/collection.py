@@ -6,13 +6,13 @@ What it does not do: durability (`lakehouse.shard`), or knowing which indexes ex
 
 import asyncio
 import heapq
-import io
 from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from lakehouse import compatibility
 from lakehouse.core import named, names
 from lakehouse.core.entry import EncodedRequest, Operation, Request, encode_request
 from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
@@ -43,8 +43,6 @@ INLINE_COST_S = 0.001
 """A search estimated below this runs on the event loop: the hop to a worker costs 0.1 to 0.5 ms itself."""
 MIN_POSITION_POLLS = 50
 SCROLL_LIMIT_MAX = 10_000
-PUBLISH_ROUNDS_MAX = 3
-"""Times the compatibility copy is redone because a newer snapshot appeared; the next snapshot does it anyway."""
 
 
 def shard_of(item_id: str, shards: int) -> int:
@@ -167,50 +165,21 @@ class Collection:
         self, operation: Operation, batch: Batch, *, idempotency_key: str | None = None
     ) -> WriteResult:
         """Upsert or add if absent."""
-        key = self._key(idempotency_key)
-        if len(self._shards) == 1:
-            request = Request(key, operation, batch.ids, batch.vectors, batch.metadata)
-            return await self._commit({0: request})
-        requests = {
-            number: Request(
-                key,
-                operation,
-                tuple(batch.ids[j] for j in rows),
-                batch.vectors[rows],
-                tuple(batch.metadata[j] for j in rows),
-            )
-            for number, rows in self._rows_by_shard(batch.ids).items()
-        }
-        return await self._commit(requests)
+        whole = Request(self._key(idempotency_key), operation, batch.ids, batch.vectors, batch.metadata)
+        return await self._commit(whole, repeatable=idempotency_key is not None)
 
     async def delete(self, ids: Sequence[str], *, idempotency_key: str | None = None) -> WriteResult:
         """Delete by id; ids that are not there count for nothing."""
         distinct = tuple(dict.fromkeys(ids))
         if not distinct:
             raise Invalid("no ids: send at least one id in `ids`, or a `filter`")
-        key = self._key(idempotency_key)
-        rows = self._rows_by_shard(distinct)
-        return await self._commit(
-            {
-                number: Request(key, Operation.DELETE, tuple(distinct[j] for j in selected))
-                for number, selected in rows.items()
-            }
-        )
+        whole = Request(self._key(idempotency_key), Operation.DELETE, distinct)
+        return await self._commit(whole, repeatable=idempotency_key is not None)
 
     async def delete_versions(self, ids: Sequence[str], versions: Sequence[int]) -> WriteResult:
         """Delete each id only where its version is still the one given."""
-        key = self._key(None)
-        return await self._commit(
-            {
-                number: Request(
-                    key,
-                    Operation.DELETE_IF_VERSION,
-                    tuple(ids[j] for j in rows),
-                    versions=tuple(versions[j] for j in rows),
-                )
-                for number, rows in self._rows_by_shard(ids).items()
-            }
-        )
+        whole = Request(self._key(None), Operation.DELETE_IF_VERSION, tuple(ids), versions=tuple(versions))
+        return await self._commit(whole, repeatable=False)
 
     async def delete_where(self, filter: str) -> WriteResult:
         """Delete what matched `filter` when the call began; never a version written after that."""
@@ -232,17 +201,27 @@ class Collection:
             )
         return rows
 
-    async def _commit(self, requests: dict[int, Request]) -> WriteResult:
-        encoded = {number: await self._encoded(request) for number, request in requests.items()}
-        if len(encoded) == 1:
-            [(number, one)] = encoded.items()
-            results = [(await self._shards[number].write(one))[0]]
-        else:
-            answers = await asyncio.gather(
-                *(self._shards[number].write(one) for number, one in encoded.items()), return_exceptions=True
-            )
-            results = [answer[0] for answer in _all_or_raise(answers)]
-        return self._written(results)
+    async def _commit(self, whole: Request, *, repeatable: bool) -> WriteResult:
+        """Commit a request, in parts where there are several shards.
+
+        Every part carries the digest of the whole body.  A request that may be repeated goes to its key's own shard
+        first, even if none of its ids live there: that shard alone decides whether the key is free for this body.
+        """
+        if len(self._shards) == 1:
+            encoded = await self._encoded(whole)
+            return self._written([(await self._shards[0].write(encoded))[0]])
+        digest = (await self._encoded(whole)).digest
+        parts = {number: _part(whole, rows) for number, rows in self._rows_by_shard(whole.ids).items()}
+        results = []
+        if repeatable:
+            home = shard_of(whole.key.decode(), len(self._shards))
+            first = encode_request(parts.pop(home, _part(whole, [])), digest)
+            results.append((await self._shards[home].write(first))[0])
+        answers = await asyncio.gather(
+            *(self._shards[number].write(encode_request(part, digest)) for number, part in parts.items()),
+            return_exceptions=True,
+        )
+        return self._written(results + _all_or_raise(answers, committed=bool(results)))
 
     async def _encoded(self, request: Request) -> EncodedRequest:
         if request.vectors is not None and request.vectors.nbytes > 1 << 20:
@@ -462,23 +441,28 @@ class Collection:
             return self._described(
                 None, [self._file(shard, ref) for shard, ref in zip(self._shards, refs, strict=True)]
             )
-        named.checked_name(name)
-        return await self._named_snapshot(name)
+        return await self._named_snapshot(named.checked_name(name))
 
     async def _named_snapshot(self, name: str) -> dict[str, object]:
+        """Files of its own first, under a prefix no other attempt uses; the record last."""
         assert self.record.uuid is not None
-        key = names.named_snapshot_key(self.name, self.record.uuid, name)
-        refs = await asyncio.gather(*(shard.snapshot() for shard in self._shards))
-        files = [self._file(shard, ref) for shard, ref in zip(self._shards, refs, strict=True)]
-        content = named.encode(name, files)
-        await self.store.put(names.pin_key(self.name, self.record.uuid, name), content)
-        for file in files:  # the pin protects them from here on; were they there when it was written?
-            await self.store.head(file.key)
-        await self.store.create(key, content)
+        record = names.named_snapshot_key(self.name, self.record.uuid, name)
+        if await self.store.list(record):
+            raise Conflict(f"a snapshot of this name exists. name=`{name}`")
+        attempt = self.runtime.uuid()
+        files = await asyncio.gather(
+            *(
+                shard.snapshot_under(
+                    names.named_file_key(self.name, self.record.uuid, name, attempt, shard.number)
+                )
+                for shard in self._shards
+            )
+        )
+        await self.store.create(record, named.encode(name, files))
         return self._described(name, files)
 
     def _file(self, shard: Shard, ref: SnapshotRef) -> named.NamedFile:
-        digest = shard.replica.digests.get(ref.covered, b"")
+        digest = shard.replica.digest_at(ref.covered) or b""
         return named.NamedFile(shard.number, ref.key, ref.covered, digest.hex(), ref.size)
 
     def _described(self, name: str | None, files: Sequence[named.NamedFile]) -> dict[str, object]:
@@ -513,30 +497,9 @@ class Collection:
         """
         if len(self._shards) != 1:
             return
-        key = names.compatibility_key(self.name)
-        snapshots = self._shards[0].snapshots
-        await snapshots.put(key, content)
-        for _ in range(PUBLISH_ROUNDS_MAX):
-            if not await self._lives():
-                await self.store.delete(key)
-                return
-            newest = (await snapshots.refs())[:1]
-            if not newest or newest[0].covered <= ref.covered:
-                return
-            [ref] = newest
-            await snapshots.copy(ref, key)
-
-    async def _lives(self) -> bool:
-        """Whether this is still the name's newest life, and it has not ended."""
-        records = await self.store.list(names.incarnation_prefix(self.name))
-        return bool(records) and records[-1].key == names.incarnation_key(self.name, self.record.number)
-
-    async def publish_empty(self) -> None:
-        """The compatibility copy of an index that has no snapshot yet."""
-        image = image_of(self._shards[0].replica)
-        out = io.BytesIO()
-        await self.runtime.run_cpu(write_image, out, image)
-        await self._publish(SnapshotRef("", 0, 0), out.getvalue())
+        await self._shards[0].snapshots.put(names.compatibility_key(self.name), content)
+        shown = compatibility.Shown(self.record.number, ref.key)
+        await compatibility.settle(self.store, self.runtime, self.settings, self.name, shown)
 
     # ------------------------------------------------------------ for merging
 
@@ -548,8 +511,13 @@ class Collection:
                 yield Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata)), tuple(chunk.versions)
 
     async def drop(self) -> None:
-        """Put a DROP entry into every shard's log."""
-        await asyncio.gather(*(shard.drop() for shard in self._shards))
+        """Put a DROP entry into every shard's log; repeated until all have one, it is done.  Raises `Unavailable`."""
+        ends = await asyncio.gather(*(shard.drop() for shard in self._shards), return_exceptions=True)
+        errors = [error for error in ends if isinstance(error, BaseException)]
+        if errors and self.dropped:
+            raise Unavailable(f"index is dropped in part: repeat. name=`{self.name}`") from errors[0]
+        if errors:
+            raise errors[0]
 
 
 def _nearness(hit: Hit) -> tuple[float, str]:
@@ -561,15 +529,33 @@ def _write_v3(path: Path, image: object) -> None:
         write_image(out, image)  # type: ignore[arg-type]
 
 
+def _part(whole: Request, rows: list[int]) -> Request:
+    """The rows of a request that live in one shard."""
+    return Request(
+        whole.key,
+        whole.operation,
+        tuple(whole.ids[j] for j in rows),
+        None if whole.vectors is None else whole.vectors[rows],
+        tuple(whole.metadata[j] for j in rows) if whole.metadata else (),
+        tuple(whole.versions[j] for j in rows) if whole.versions else (),
+    )
+
+
 def _all_or_raise(
-    answers: Sequence[tuple[RequestResult, int] | BaseException],
-) -> list[tuple[RequestResult, int]]:
-    """The answers, or the first error; `unknown` if any shard may have committed."""
+    answers: Sequence[tuple[RequestResult, int] | BaseException], *, committed: bool
+) -> list[RequestResult]:
+    """The results; else one error that tells the truth about all parts.
+
+    If any part is there, or may be, the whole is `unknown`: repeating it with its key completes it.
+    """
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
     if not errors:
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
-    if len(errors) < len(answers) and isinstance(errors[0], Unavailable):
+        return [answer[0] for answer in answers if not isinstance(answer, BaseException)]
+    partly = committed or len(errors) < len(answers)
+    in_doubt = any(isinstance(error, Unavailable) and error.outcome is Outcome.UNKNOWN for error in errors)
+    if partly or in_doubt:
         raise Unavailable(
-            f"some shards committed and some did not: repeat with the same idempotency key. reason=`{errors[0]}`"
+            f"some shards may have committed and some not: repeat with the same idempotency key. "
+            f"reason=`{errors[0]}`"
         ) from errors[0]
     raise errors[0]

@@ -5,18 +5,21 @@ a name never shows half an index.  What this module does not do: keep items (`la
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import numpy as np
 
+from lakehouse import compatibility, incarnations
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, lhv1, names
 from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST, Kind, Operation
-from lakehouse.core.errors import Conflict, Invalid, LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Dropped, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.lhv1 import Covered
 from lakehouse.core.types import Batch, Consistency, IndexParams, MergeResult
@@ -43,7 +46,7 @@ class Indexes:
         self.runtime = runtime
         self.settings = settings or EngineSettings()
         self._open: dict[str, Collection] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._sweeps: set[asyncio.Task[None]] = set()
         self._backoff = Backoff()
         self._scanned = False
@@ -61,7 +64,7 @@ class Indexes:
 
         async def lives(name: str) -> bool:
             async with gate:
-                record = await self._current(name)
+                record = await incarnations.current(self.store, name)
                 return record is not None and record.alive
 
         alive = await asyncio.gather(*(lives(name) for name in found))
@@ -98,10 +101,14 @@ class Indexes:
         living = {names.compatibility_key(name) for name in alive}
         for info in level.objects:
             if info.key in lived - living:
-                name = info.key[len(names.VECTORS) : -len(names.LHV1_SUFFIX)]
-                record = await self._current(name)
-                if record is not None and not record.alive:  # None: an old index that is being adopted
-                    await self.store.delete(info.key)
+                await self._settle_copy(info.key[len(names.VECTORS) : -len(names.LHV1_SUFFIX)])
+
+    async def _settle_copy(self, name: str) -> None:
+        """Make the copy for old tools what it should be; a failure is only theirs."""
+        try:
+            await self._patiently(lambda: compatibility.settle(self.store, self.runtime, self.settings, name))
+        except LakehouseError as error:
+            logger.warning("compatibility copy failed. index=%s error=%s", name, error)
 
     def opened(self, name: str) -> Collection | None:
         """An index that is open already; never waits."""
@@ -129,7 +136,7 @@ class Indexes:
             if not known.dropped:
                 return known
             await self._finish_drop(known)
-        record = await self._current(name)
+        record = await incarnations.current(self.store, name)
         if record is None:
             record = await self._adopt(name)
         if not record.alive:
@@ -142,20 +149,11 @@ class Indexes:
         self._open[name] = collection
         return collection
 
-    async def _current(self, name: str) -> Incarnation | None:
-        """The record with the highest number, None if the name was never used."""
-        infos = await self.store.list(names.incarnation_prefix(name))
-        if not infos:
-            return None
-        try:
-            return incarnation.decode(await self.store.get(infos[-1].key))
-        except NotFound as error:  # records are never deleted: the store has it and does not find it
-            raise Unavailable(
-                f"the store lists a record that it does not give. key=`{infos[-1].key}`"
-            ) from error
-
     def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+        lock = self._locks.get(name)
+        if lock is None:
+            self._locks[name] = lock = asyncio.Lock()
+        return lock
 
     # --------------------------------------------------------------- creating
 
@@ -167,18 +165,18 @@ class Indexes:
         async with self._lock(params.name):
             number = await self._free_number(params.name)
             record = incarnation.begin(number, self.runtime.uuid(), params, shards)
-            await self._create_record(params.name, record)
-            collection = await self._opened_or_open(params.name)
-            if shards == 1:
-                try:
-                    await self._patiently(collection.publish_empty)
-                except LakehouseError as error:  # the index is there; only its copy for old tools is not
-                    logger.warning("compatibility copy failed. index=%s error=%s", params.name, error)
+            try:
+                await incarnations.create(self.store, self.runtime, params.name, record)
+            except Conflict as error:
+                raise Conflict(f"index already exists. name=`{params.name}`") from error
+            with _possibly_done(f"index may have been created. name=`{params.name}`"):
+                collection = await self._opened_or_open(params.name)
+            await self._settle_copy(params.name)
             return collection
 
     async def _free_number(self, name: str) -> int:
         """The number of a new life.  Raises `Conflict` if one is going on."""
-        record = await self._current(name)
+        record = await incarnations.current(self.store, name)
         if record is None:
             if not await self._has_bare_file(name):
                 return 0
@@ -198,34 +196,11 @@ class Indexes:
             return True
         return False
 
-    async def _create_record(self, name: str, record: Incarnation) -> None:
-        """Create an incarnation record.  Raises `Conflict` if another one is there."""
-        key = names.incarnation_key(name, record.number)
-        data = incarnation.encode(record)
-
-        async def attempt() -> None:
-            try:
-                await self.store.create(key, data)
-            except Conflict:
-                if await self.store.get(key) != data:
-                    raise
-            except Unavailable as error:
-                if error.outcome is Outcome.NOT_COMMITTED:
-                    raise
-                try:
-                    found = await self.store.get(key)
-                except NotFound:
-                    raise error from None
-                if found != data:
-                    raise Conflict(f"index already exists. name=`{name}`") from error
-
-        await self._patiently(attempt)
-
     async def _patiently(self, attempt: Callable[[], Awaitable[None]]) -> None:
         for tries in range(1, RECORD_ATTEMPTS):
             try:
                 return await attempt()
-            except Unavailable as error:
+            except (Unavailable, NotFound) as error:
                 logger.warning("store did not answer: trying again. attempt=%s error=%s", tries, error)
                 await self.runtime.sleep(self._backoff.delay_s(tries, self.runtime))
         return await attempt()
@@ -253,8 +228,9 @@ class Indexes:
         async with self._lock(name):
             number = await self._free_number(name)
             await self._seed(name, number, memoryview(data), keep_source=False)
-            collection = await self._opened_or_open(name)
-            await collection.snapshot()
+            with _possibly_done(f"index may have been imported. name=`{name}`"):
+                collection = await self._opened_or_open(name)
+            await self._settle_copy(name)
             return collection
 
     async def _seed(self, name: str, number: int, data: memoryview, *, keep_source: bool) -> Incarnation:
@@ -263,9 +239,9 @@ class Indexes:
         record = replace(incarnation.begin(number, uuid, index.params, 1), seeded=True)
         await self._seed_content(name, uuid, index, operations, bytes(data) if keep_source else None)
         try:
-            await self._create_record(name, record)
+            await incarnations.create(self.store, self.runtime, name, record)
         except Conflict:
-            winner = await self._current(name)
+            winner = await incarnations.current(self.store, name)
             if winner is None or not keep_source:
                 raise
             return winner
@@ -295,28 +271,27 @@ class Indexes:
         """End an index and remove its compatibility copy.  Raises `NotFound`."""
         names.checked_index_name(name)
         async with self._lock(name):
-            collection = await self._opened_or_open(name)
-            await collection.drop()
-            await self._finish_drop(collection)
+            await self._finish_drop(await self._opened_or_open(name))
 
     async def _finish_drop(self, collection: Collection) -> None:
-        """After DROP is in the log: the record that ends the life, and no other; then what can be seen of it."""
+        """End every shard's log, create the record that ends the life, and no other, then remove what is left."""
         name = collection.name
-        self._open.pop(name, None)
-        try:
-            await self._create_record(name, incarnation.end(collection.record))
-        except Conflict:
-            logger.info("another process finished this deletion. index=%s", name)
-        record = await self._current(name)
-        if record is not None and not record.alive:
-            await self._patiently(lambda: self.store.delete(names.compatibility_key(name)))
+        await collection.drop()
+        with _possibly_done(f"index is being dropped: repeat until it is gone. name=`{name}`"):
+            try:
+                await incarnations.create(self.store, self.runtime, name, incarnation.end(collection.record))
+            except Conflict:
+                logger.info("another process finished this deletion. index=%s", name)
+        if self._open.get(name) is collection:
+            del self._open[name]
+        await self._settle_copy(name)
         await collection.close()
         sweep = self.runtime.spawn(self._sweep(name, collection.record), name=f"sweep {name}")
         self._sweeps.add(sweep)
         sweep.add_done_callback(self._sweeps.discard)
 
     async def _sweep(self, name: str, record: Incarnation) -> None:
-        """Delete the DATA entries and unpinned snapshots of an ended life; FENCE and DROP entries stay for ever."""
+        """Delete the DATA entries and snapshots of an ended life; FENCE and DROP entries and named ones stay."""
         assert record.uuid is not None
         try:
             for number in range(record.shards):
@@ -325,10 +300,7 @@ class Indexes:
                     if (await log.read_header(seq)).kind is Kind.DATA:
                         await log.delete([seq])
                 snapshots = ShardSnapshots(self.store, self.runtime, self.settings, name, record.uuid, number)
-                pinned = await snapshots.pinned()
-                for ref in await snapshots.refs():
-                    if ref.key not in pinned:
-                        await self.store.delete(ref.key)
+                await snapshots.retire(await snapshots.refs())
         except LakehouseError as error:
             logger.warning("could not remove all of a dropped index. index=%s error=%s", name, error)
 
@@ -346,12 +318,11 @@ class Indexes:
             raise Invalid(
                 f"merge needs a `dest` that differs from its source. source=`{source}` dest=`{dest}`"
             )
-        origin, target = await self.open(source), await self.open(dest)
+        origin, target = await self._fresh(source), await self._fresh(dest)
         if origin.params.dimension != target.params.dimension:
             raise Invalid(
                 f"dimensions differ: source has {origin.params.dimension}. dest=`{target.params.dimension}`"
             )
-        await asyncio.gather(origin.refresh(Consistency.STRONG), target.refresh(Consistency.STRONG))
         tally = MergeResult()
         async for batch, versions in origin.chunks():
             tally = await _merge_chunk(tally, origin, target, batch, versions, clear_source, replace)
@@ -364,6 +335,16 @@ class Indexes:
             tally.first_error,
             target.position,
         )
+
+    async def _fresh(self, name: str) -> Collection:
+        """The index of that name with everything acknowledged before this call."""
+        collection = await self.open(name)
+        try:
+            await collection.refresh(Consistency.STRONG)
+        except Dropped:
+            collection = await self.open(name)
+            await collection.refresh(Consistency.STRONG)
+        return collection
 
     # ---------------------------------------------------------------- closing
 
@@ -401,6 +382,15 @@ async def _merge_chunk(
         merged=tally.merged + written.added,
         skipped_already_present=tally.skipped_already_present + written.skipped,
     )
+
+
+@contextlib.contextmanager
+def _possibly_done(what: str) -> Iterator[None]:
+    """After the step that cannot be taken back: whatever fails now leaves the outcome unknown to the caller."""
+    try:
+        yield
+    except (Unavailable, Conflict, NotFound) as error:
+        raise Unavailable(f"{what} reason=`{error.message}`", outcome=Outcome.UNKNOWN) from error
 
 
 def _index_of(name: str, data: memoryview, settings: EngineSettings) -> tuple[ShardIndex, int]:

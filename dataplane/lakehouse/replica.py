@@ -5,6 +5,7 @@ chance: equal logs give equal replicas, whoever holds them.  What it does not do
 """
 
 import enum
+from dataclasses import dataclass
 from uuid import UUID
 
 from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST, EncodedRequest, Entry, Kind, Operation, Request
@@ -26,6 +27,18 @@ class Verdict(enum.Enum):
     """Its slot is beyond the next one."""
     OLD = enum.auto()
     """Its slot was passed already."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """What a replica remembers of one slot."""
+
+    kind: Kind | None
+    """None for the position a snapshot stands at."""
+    digest: bytes
+    """The chain's digest after it."""
+    size: int
+    """Bytes."""
 
 
 class Replica:
@@ -51,12 +64,12 @@ class Replica:
         self.dropped = False
         self.base = 0
         """The position this replica started from: its snapshot's."""
-        self.digests: dict[int, bytes] = {0: NO_DIGEST}
-        """The chain's digest at every position since `base`."""
-        self.kinds: dict[int, Kind] = {}
-        """The kind of what lies in every slot since `base`."""
+        self.slots: dict[int, SlotFacts] = {0: SlotFacts(None, NO_DIGEST, 0)}
+        """What is known of each position since `base`, or since the newest snapshot this process heard of."""
         self.log_bytes = 0
-        """Bytes of entries since the newest snapshot this process knows."""
+        """Bytes of entries since the newest snapshot this process heard of."""
+        self._covered = 0
+        """The position of that snapshot."""
 
     def judge(self, entry: Entry) -> Verdict:
         """Whether `entry` continues this chain.  Raises `Corrupt` for an entry of another index."""
@@ -92,8 +105,7 @@ class Replica:
 
     def _advance(self, seq: int, kind: Kind, size_bytes: int) -> None:
         self.position = seq
-        self.digests[seq] = self.digest
-        self.kinds[seq] = kind
+        self.slots[seq] = SlotFacts(kind, self.digest, size_bytes)
         self.log_bytes += size_bytes
 
     def _apply_request(self, encoded: EncodedRequest, first_version: int) -> RequestResult:
@@ -107,6 +119,8 @@ class Replica:
 
     def _operate(self, request: Request, first_version: int) -> RequestResult:
         index = self.index
+        if not request.ids:  # the first part of a sharded request, none of whose ids live here
+            return RequestResult(length=len(index))
         match request.operation:
             case Operation.UPSERT:
                 index.upsert(request.batch(), first_version)
@@ -132,9 +146,21 @@ class Replica:
             entry_version=ENTRY_VERSION,
         )
 
-    def forget_below(self, seq: int) -> None:
-        """Drop what is remembered of slots below `seq`; bounded memory for long-lived writers."""
-        for old in [known for known in self.digests if known < seq]:
-            del self.digests[old]
-        for old in [known for known in self.kinds if known < seq]:
-            del self.kinds[old]
+    def start_from(self, covered: Covered) -> None:
+        """Stand where a snapshot stands."""
+        self.position = self.base = self._covered = covered.sequence
+        self.digest = covered.digest
+        self.epoch = covered.epoch
+        self.operations = covered.operations
+        self.slots = {covered.sequence: SlotFacts(None, covered.digest, 0)}
+
+    def digest_at(self, seq: int) -> bytes | None:
+        """The chain's digest at a position, None where it is not known any more."""
+        facts = self.slots.get(seq)
+        return None if facts is None else facts.digest
+
+    def snapshot_heard_of(self, covered: int) -> None:
+        """A snapshot covers the log up to `covered`: what lies below the one before it is never asked for again."""
+        self.slots = {seq: facts for seq, facts in self.slots.items() if seq >= self._covered}
+        self._covered = covered
+        self.log_bytes = sum(facts.size for seq, facts in self.slots.items() if seq > covered)

@@ -16,6 +16,7 @@ What it does not do: find out which incarnation lives (`lakehouse.collection`), 
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from lakehouse.core.errors import (
     Conflict,
     Corrupt,
     CredentialsRefused,
+    Dropped,
     Fenced,
     LakehouseError,
     NotFound,
@@ -38,22 +40,27 @@ from lakehouse.core.errors import (
     Unavailable,
 )
 from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.named import NamedFile
 from lakehouse.core.window import RequestResult
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.shard_index import ShardIndex
 from lakehouse.log import Backoff, ShardLog, Slot
 from lakehouse.replica import Replica, Verdict
 from lakehouse.runtime import Runtime
-from lakehouse.snapshots import ShardSnapshots, SnapshotRef, image_of
+from lakehouse.snapshots import Image, ShardSnapshots, SnapshotRef, image_of
 from lakehouse.store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
 READ_ATTEMPTS = 3
 """Reads of a hole before the log is called damaged; a degraded store may answer 404 for an object it has."""
+FOLLOWED_SLOTS_MAX = 40_000
+"""Slots a follower remembers before it asks what snapshots cover: four times what makes its writer take one."""
 RESTARTS_MAX = 32
 """Times one catch-up starts again; each needs a newer snapshot, so more means something is badly wrong."""
 FENCE_ATTEMPTS_MAX = 32
+SNAPSHOT_RETRY = Backoff(first_s=1.0, most_s=60.0)
+"""Waits between attempts at a snapshot that is due; the log is not lost meanwhile, only long."""
 READ_AHEAD = 16
 """Slots fetched at once while replaying."""
 
@@ -132,6 +139,11 @@ class Shard:
         self._queued_bytes = 0
         self._drainer: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._in_flight: list[Pending] = []
+        self._forked = False
+        """Whether the replica may stand on a chain that is not the log's: the next advance begins again."""
+        self._read_failures = 0
+        self._looked_at = -1e9
         self._snapshotting = asyncio.Lock()
         self._newest: SnapshotRef | None = None
         """The newest snapshot this process took."""
@@ -166,7 +178,6 @@ class Shard:
         """Recover: the newest snapshot that verifies, then the log."""
         async with self._chain:
             await self._restart()
-            await self._advance()
         self._keep()
 
     async def refresh(self, deadline_s: float) -> float:
@@ -174,22 +185,29 @@ class Shard:
 
         Raises `Corrupt` when the log is damaged, `NotFound` when the index was dropped.
         """
-        if not self.store.exclusive:
-            with contextlib.suppress(Unavailable, TimeoutError):
+        if self.store.exclusive:
+            self._refuse_damage()
+            return 0.0
+        if self._read_failures < self.settings.breaker_failures:
+            try:
                 async with asyncio.timeout(deadline_s):
                     await self._joined_catch_up()
-                    return 0.0
-            return max(self.runtime.monotonic() - self._known_at, 0.001)
-        self._refuse_damage()
-        return 0.0
+            except (Unavailable, TimeoutError):
+                self._read_failures += 1
+            else:
+                return 0.0
+        self.poke()
+        return max(self.runtime.monotonic() - self._known_at, 0.001)
 
     def poke(self) -> None:
         """Start a catch-up in the background if the last one is long ago; for eventual reads."""
-        if (
-            not self.store.exclusive
-            and self._round is None
-            and self.runtime.monotonic() - self._known_at > self.settings.tail_poll_s
-        ):
+        now = self.runtime.monotonic()
+        if not self.store.exclusive and now - self._known_at > self.settings.tail_poll_s:
+            self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        """Start a catch-up unless one runs or began less than a moment ago."""
+        if self._round is None and not self._closing and now - self._looked_at >= self.settings.tail_poll_s:
             self._start_round()
 
     async def _joined_catch_up(self) -> None:
@@ -217,26 +235,29 @@ class Shard:
             finally:
                 self._round = None
 
+        self._looked_at = self.runtime.monotonic()
         self._round = self.runtime.spawn(run(), name="catch-up")
         self._round.add_done_callback(_observe)
         return self._round
 
     async def _catch_up(self) -> None:
         began = self.runtime.monotonic()
-        if await self.log.after(self.replica.position):
+        if await self.log.after(self.replica.position) or self.damage is not None:
             async with self._chain:
                 await self._advance()
-        self._refuse_damage()
+        self._read_failures = 0
         self._known_at = began
         self._refuse_dropped()
 
     def _refuse_damage(self) -> None:
+        """Refuse, and look again in the background: a bad read may have been the store's passing trouble."""
         if self.damage is not None:
+            self._look_again(self.runtime.monotonic())
             raise Corrupt(self.damage)
 
     def _refuse_dropped(self) -> None:
         if self.replica.dropped:
-            raise NotFound(f"index was dropped. name=`{self.params.name}`")
+            raise Dropped(f"index was dropped. name=`{self.params.name}`")
 
     # ------------------------------------------------------------- recovering
 
@@ -245,14 +266,16 @@ class Shard:
         return Replica(self.params, self.incarnation.bytes, self.number, index)
 
     async def _restart(self) -> None:
-        """Begin again from the newest snapshot that verifies, or from nothing."""
-        self._is_writer = False
-        self.counters.restarts += 1
+        """Begin again from the newest snapshot that verifies, or from nothing.  The chain lock is held."""
+        self._forked = True
+        await self._advance()
+
+    async def _from_snapshot(self) -> Replica:
         replica = await self._newest_replica(beyond=-1)
-        if replica is None and self.seeded:
+        if replica is None and self.seeded and not await self._ends_in_drop():
             self.damage = f"no snapshot verifies and the index began with one. index=`{self.params.name}`"
             raise Corrupt(self.damage)
-        self.replica = replica or self._empty_replica()
+        return replica or self._empty_replica()
 
     async def _newest_replica(self, beyond: int) -> Replica | None:
         """A replica from the newest snapshot that covers more than `beyond` and verifies."""
@@ -273,64 +296,102 @@ class Shard:
         raise Unavailable(f"snapshots keep vanishing. index=`{self.params.name}`")
 
     async def _advance(self) -> None:
-        """Apply the log to its end (rule 7).  The chain lock is held.  Raises `Corrupt` on damage."""
+        """Apply the log to its end (rule 7).  The chain lock is held.  Raises `Corrupt` on damage.
+
+        What has to begin again is built aside and swapped in when it has caught up, so that reads never go back.
+        """
+        replica = self.replica
+        if self._forked:
+            self._is_writer = False
+            self.counters.restarts += 1
+            replica = await self._from_snapshot()
+        self.replica = await self._advanced(replica)
+        self._forked = False
+        self.damage = None
+        if len(self.replica.slots) > FOLLOWED_SLOTS_MAX:
+            await self._forget_covered()
+
+    async def _advanced(self, replica: Replica) -> Replica:
+        """`replica`, or a newer one, with the whole log applied."""
         doubts = 0
+        trouble: _Trouble | None = None
         for _ in range(RESTARTS_MAX):
-            trouble = await self._replay(await self.log.after(self.replica.position))
+            trouble = await self._replay(replica, await self.log.after(replica.position))
             if trouble is None:
-                self.damage = None
-                return
-            newer = await self._newest_replica(beyond=self.replica.position)
+                return replica
+            newer = await self._newest_replica(beyond=replica.position)
             if newer is not None:
                 self._is_writer = False
                 self.counters.restarts += 1
-                self.replica = newer
+                replica = newer
                 continue
             if trouble.void_fence is not None:
                 self._is_writer = False
-                self.replica.skip_void_fence(trouble.void_fence)
+                replica.skip_void_fence(trouble.void_fence)
                 continue
+            if await self._ends_in_drop():
+                replica.dropped = True
+                return replica
             doubts += 1
-            if doubts >= READ_ATTEMPTS and trouble.withheld:
-                raise Unavailable(f"the store lists a slot that it does not give. slot=`{trouble.seq}`")
             if doubts >= READ_ATTEMPTS:
                 break
             await self.runtime.sleep(self._backoff.delay_s(doubts, self.runtime))
         self._is_writer = False
+        raise self._damaged(trouble)
+
+    def _damaged(self, trouble: _Trouble | None) -> LakehouseError:
+        """What to raise when no attempt brought the log further, and why writes are refused from now on."""
+        if trouble is None:
+            return Unavailable(f"snapshots keep changing. index=`{self.params.name}`")
+        if trouble.withheld:
+            return Unavailable(f"the store lists a slot that it does not give. slot=`{trouble.seq}`")
         self.damage = (
             f"the log is damaged and no snapshot covers it: restore a snapshot into a new index. "
-            f"index=`{self.params.name}` slot=`{trouble.seq if trouble else self.position}` "
-            f"reason=`{trouble.reason if trouble else 'too many restarts'}`"
+            f"index=`{self.params.name}` slot=`{trouble.seq}` reason=`{trouble.reason}`"
         )
         logger.error("%s", self.damage)
-        raise Corrupt(self.damage)
+        return Corrupt(self.damage)
 
-    async def _replay(self, seqs: list[int]) -> _Trouble | None:
+    async def _ends_in_drop(self) -> bool:
+        """Whether the log's newest entry ends this life: then what is missing was removed with it."""
+        slots = await self.log.after(0)
+        try:
+            return bool(slots) and (await self.log.read_header(slots[-1])).kind is Kind.DROP
+        except (NotFound, Corrupt):
+            return False
+
+    async def _forget_covered(self) -> None:
+        """A follower takes no snapshots itself, but need not remember what others' snapshots cover."""
+        refs = await self.snapshots.refs()
+        if refs:
+            self.replica.snapshot_heard_of(min(refs[0].covered, self.replica.position))
+
+    async def _replay(self, replica: Replica, seqs: list[int]) -> _Trouble | None:
         """Apply slots in order until one does not continue the chain."""
         for start in range(0, len(seqs), READ_AHEAD):
             chunk = seqs[start : start + READ_AHEAD]
-            if chunk[0] != self.replica.position + 1:
-                return _Trouble("a slot is missing", self.replica.position + 1)
+            if chunk[0] != replica.position + 1:
+                return _Trouble("a slot is missing", replica.position + 1)
             read = await asyncio.gather(*(self.log.read(seq) for seq in chunk), return_exceptions=True)
             for seq, found in zip(chunk, read, strict=True):
                 if isinstance(found, Corrupt | NotFound):
                     return _Trouble(found.message, seq, withheld=isinstance(found, NotFound))
                 if isinstance(found, BaseException):
                     raise found
-                trouble = self._take(*found)
+                trouble = self._take(replica, *found)
                 if trouble is not None:
                     return trouble
         return None
 
-    def _take(self, found: Entry, size: int) -> _Trouble | None:
-        verdict = self.replica.judge(found)
+    def _take(self, replica: Replica, found: Entry, size: int) -> _Trouble | None:
+        verdict = replica.judge(found)
         if verdict is Verdict.NEXT:
-            self.replica.apply(found, size)
+            replica.apply(found, size)
             if found.header.kind is not Kind.DATA and found.header.writer != self.writer.bytes:
                 self._is_writer = False
             return None
         if verdict is Verdict.GAP:
-            return _Trouble("a slot is missing", self.replica.position + 1)
+            return _Trouble("a slot is missing", replica.position + 1)
         if verdict is Verdict.OLD:
             return None
         void = found if found.header.kind is Kind.FENCE else None
@@ -382,7 +443,7 @@ class Shard:
             raise Busy(
                 f"too many writes are waiting. index=`{self.params.name}` waiting=`{len(self._queue)}`"
             )
-        if self.replica.log_bytes > self.settings.log_bytes_max:
+        if self._is_writer and self.replica.log_bytes > self.settings.log_bytes_max:
             raise Busy(
                 f"the log is too long because snapshots fail. bytes=`{self.replica.log_bytes}`",
                 retry_after_s=30,
@@ -495,11 +556,14 @@ class Shard:
         seq = self.replica.position + 1
         for pending in group:
             pending.in_flight = True
+        self._in_flight = group
         try:
             slot = await self.log.settle(seq, encoded, self._backoff)
         except LakehouseError:  # certainly not committed
             self._requeue(group)
             raise
+        finally:
+            self._in_flight = []
         if slot is Slot.OURS:
             self._acknowledge(group, encoded)
             return
@@ -563,13 +627,13 @@ class Shard:
                 continue
             self.replica.apply(Entry(entry.decode_header(fence.data), fence.digest, ()), len(fence.data))
             self.counters.fences += 1
-            if await self._validated(seq):
+            self._forked = not await self._validated(seq)
+            if not self._forked:
                 self._is_writer = True
                 return
             logger.warning(
                 "fence landed behind a snapshot: starting over. index=%s slot=%s", self.params.name, seq
             )
-            await self._restart()
         raise Fenced("other writers keep taking the log over", outcome=Outcome.NOT_COMMITTED)
 
     async def _validated(self, fence: int) -> bool:
@@ -578,7 +642,10 @@ class Shard:
             if ref.covered >= fence:
                 return False
             try:
-                return await self._anchored(ref)
+                if not await self._anchored(ref):
+                    return False
+                self.replica.snapshot_heard_of(ref.covered)
+                return True
             except Corrupt as error:
                 logger.error("snapshot cannot be read: trying an older one. key=%s error=%s", ref.key, error)
             except NotFound:
@@ -586,7 +653,7 @@ class Shard:
         return True
 
     async def _anchored(self, ref: SnapshotRef) -> bool:
-        return self.replica.digests.get(ref.covered) == await self.snapshots.digest_of(ref)
+        return self.replica.digest_at(ref.covered) == await self.snapshots.digest_of(ref)
 
     # ---------------------------------------------------- dropping and closing
 
@@ -605,7 +672,7 @@ class Shard:
                 slot = await self.log.settle(self.replica.position + 1, encoded, self._backoff)
                 if slot is Slot.OURS:
                     self.replica.apply(Entry(entry.decode_header(encoded.data), encoded.digest, ()))
-                    self._fail_queued(NotFound(f"index was dropped. name=`{self.params.name}`"))
+                    self._fail_queued(Dropped(f"index was dropped. name=`{self.params.name}`"))
                     return
                 self._is_writer = False
                 await self._advance()
@@ -618,6 +685,8 @@ class Shard:
         drainer = self._drainer
         if drainer is not None:
             await asyncio.wait([drainer], timeout=grace_s)
+        for pending in self._in_flight:
+            _fail(pending, Unavailable("shutting down while the write was on its way"))
         tasks = [task for task in self._tasks() if task]
         for task in tasks:
             task.cancel()
@@ -639,20 +708,24 @@ class Shard:
 
     async def _maintain(self) -> None:
         """Build segments and snapshot until there is nothing to do; started by each round of writes."""
+        failures = 0
         try:
             while not self._closing and not self.replica.dropped:
-                if self._snapshot_is_due():
-                    await self._snapshot_quietly()
                 idle_for = self.runtime.monotonic() - self._last_write_at
                 idle = idle_for >= self.settings.settle_after_s and self._drainer is None
-                if await self._build_once(idle=idle):
+                if failures == 0 and self._snapshot_is_due():
+                    failures += not await self._snapshot_quietly()
+                elif await self._build_once(idle=idle):
                     continue
-                if not idle:
+                elif not idle:
                     await self.runtime.sleep(max(0.05, self.settings.settle_after_s - idle_for))
-                    continue
-                if self._is_writer and self._worth_a_snapshot():
-                    await self._snapshot_quietly()
-                return
+                elif failures == 0 and not (self._is_writer and self._worth_a_snapshot()):
+                    return
+                else:  # an idle snapshot, or one that is due and failed before
+                    await self.runtime.sleep(
+                        SNAPSHOT_RETRY.delay_s(failures, self.runtime) if failures else 0
+                    )
+                    failures = 0 if await self._snapshot_quietly() else failures + 1
         finally:
             self._keeper = None
 
@@ -686,42 +759,59 @@ class Shard:
         size = self._newest.size if self._newest else 0
         return self.replica.log_bytes >= max(self.settings.snapshot_idle_bytes, size // 4)
 
-    async def _snapshot_quietly(self) -> None:
+    async def _snapshot_quietly(self) -> bool:
+        """Take a snapshot; whether that succeeded."""
         try:
             await self.snapshot()
         except LakehouseError as error:
             self.counters.snapshot_failures += 1
             logger.error("snapshot failed: the log stays. index=%s error=%s", self.params.name, error)
-            await self.runtime.sleep(self.settings.probe_interval_s)
+            return False
+        return True
 
     def may_snapshot(self) -> bool:
         """Rule 6: only a validated writer may; a lagging reader's snapshot could hide acknowledged data."""
         return self._is_writer
 
     async def snapshot(self) -> SnapshotRef:
-        """Take, put and verify a snapshot, then collect the garbage it allows."""
+        """Take, put and verify a snapshot of all that is acknowledged now, then collect the garbage it allows."""
         async with self._snapshotting:
-            if not self.may_snapshot():
-                async with self._chain:
-                    if not self.may_snapshot():
-                        await self._become_writer()
-            self._refuse_dropped()
-            if self._newest is not None and self._newest.covered == self.replica.position:
+            image = await self._image()
+            covered = image.covered.sequence
+            if self._newest is not None and self._newest.covered == covered:
                 return self._newest
-            image = image_of(self.replica)
-            log_bytes = self.replica.log_bytes
             replica = self.replica
             ref, content = await self.snapshots.write(image, self.writer)
             try:
                 self.counters.snapshots += 1
                 self._newest = ref
-                replica.log_bytes -= log_bytes
+                replica.snapshot_heard_of(covered)
                 await self._publish(ref, content)
                 await self.collect_garbage()
             finally:
                 if isinstance(content, Path):
                     await self.runtime.run_io(content.unlink, missing_ok=True)
             return ref
+
+    async def snapshot_under(self, key: str) -> NamedFile:
+        """A snapshot of all that is acknowledged now under a key of its own, which no garbage collection touches."""
+        async with self._snapshotting:
+            image = await self._image()
+            ref, content = await self.snapshots.write_under(key, image)
+            if isinstance(content, Path):
+                await self.runtime.run_io(content.unlink, missing_ok=True)
+            covered = image.covered
+            return NamedFile(self.number, key, covered.sequence, covered.digest.hex(), ref.size, image.items)
+
+    async def _image(self) -> Image:
+        """What a validated writer holds, with the whole log applied (rule 6)."""
+        async with self._chain:
+            if not self.store.exclusive:
+                await self._advance()
+            if not self.may_snapshot():
+                await self._become_writer()
+            self._refuse_dropped()
+            return image_of(self.replica)
 
     async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
         """Tell of a snapshot; what listens is a convenience, and its failure takes nothing back."""
@@ -732,25 +822,36 @@ class Shard:
                 logger.warning("compatibility copy failed. index=%s error=%s", self.params.name, error)
 
     async def collect_garbage(self) -> int:
-        """Delete DATA entries at or below the second-newest snapshot that we verified, save the log's newest entry.
+        """Delete DATA entries up to the second-newest snapshot that we verified, save the log's newest entry.
 
         FENCE and DROP entries stay for ever: a writer that wakes up late must find its slot taken (rule 2).
+        Raises `Corrupt` when two snapshots of one position differ.
         """
         refs = await self.snapshots.refs()
-        if len(refs) < 2 or not {refs[0].key, refs[1].key} <= self.snapshots.verified:
+        positions = sorted({ref.covered for ref in refs}, reverse=True)[:2]
+        verified = {ref.covered for ref in refs if ref.key in self.snapshots.verified}
+        if len(positions) < 2 or not verified.issuperset(positions):
             return 0
-        boundary = refs[1].covered
+        kept = [ref for ref in refs if ref.covered in positions]
+        await self._refuse_differing(kept)
         slots = await self.log.after(0)
-        garbage = [seq for seq in slots[:-1] if seq <= boundary and await self.is_garbage(seq)]
+        garbage = [seq for seq in slots[:-1] if seq <= positions[1] and await self.is_garbage(seq)]
         await self.log.delete(garbage)
-        await self.snapshots.retire(refs)
-        self.replica.forget_below(boundary)
+        await self.snapshots.retire([ref for ref in refs if ref.covered not in positions])
         self.counters.slots_collected += len(garbage)
         return len(garbage)
 
+    async def _refuse_differing(self, refs: list[SnapshotRef]) -> None:
+        for one, other in itertools.pairwise(refs):
+            if one.covered == other.covered and (
+                await self.snapshots.digest_of(one) != await self.snapshots.digest_of(other)
+            ):
+                raise Corrupt(f"two snapshots of one position differ. keys=`{one.key}` `{other.key}`")
+
     async def is_garbage(self, seq: int) -> bool:
         """Whether the entry in a covered slot may go."""
-        kind = self.replica.kinds.get(seq)
+        facts = self.replica.slots.get(seq)
+        kind = None if facts is None else facts.kind
         if kind is None:
             try:
                 kind = (await self.log.read_header(seq)).kind

@@ -1,7 +1,7 @@
 """Snapshots of one shard: taken from an immutable view, put, read back, verified, and only then counted.
 
 A snapshot replaces the log up to the position it covers, so it is believed only after every byte of it was checked.
-Two verified snapshots stay; pinned ones stay too.  What this module does not do: decide when, or who may.
+The two newest stay; named ones are files of their own.  What this module does not do: decide when, or who may.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from lakehouse.core import lhv1, named, names
-from lakehouse.core.errors import Corrupt, LakehouseError, NotFound
+from lakehouse.core import lhv1, names
+from lakehouse.core.errors import Corrupt, LakehouseError, StorageFull
 from lakehouse.core.lhv1 import Covered, Section
 from lakehouse.core.types import IndexParams
 from lakehouse.core.window import IdempotencyWindow
@@ -84,11 +84,7 @@ def replica_of(data: memoryview, settings: EngineSettings) -> Replica:
         raise Corrupt(f"snapshot holds another number of items than it says. items=`{snapshot.items}`")
     covered = snapshot.covered
     replica = Replica(snapshot.params, covered.incarnation.bytes, covered.shard, index, window)
-    replica.position = replica.base = covered.sequence
-    replica.digest = covered.digest
-    replica.epoch = covered.epoch
-    replica.operations = covered.operations
-    replica.digests = {covered.sequence: covered.digest}
+    replica.start_from(covered)
     return replica
 
 
@@ -148,18 +144,31 @@ class ShardSnapshots:
         """
         covered = image.covered.sequence
         key = names.snapshot_key(self.name, self.incarnation, self.shard, covered, writer)
+        ref, content = await self.write_under(key, image)
+        self.verified.add(key)
+        return ref, content
+
+    async def write_under(self, key: str, image: Image) -> tuple[SnapshotRef, Path | bytes]:
+        """As `write`, under a key of the caller's."""
         scratch = self.settings.scratch
         if scratch is None:
             out = io.BytesIO()
             digest = await self.runtime.run_cpu(write_image, out, image)
-            content: Path | bytes = out.getvalue()
-        else:
-            content = scratch / f"snapshot-{self.runtime.uuid().hex}"
-            digest = await self.runtime.run_io(_write_file, content, image)
-        await self.put(key, content)
-        await self._verify(key, digest)
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        return SnapshotRef(key, covered, size), content
+            data = out.getvalue()
+            await self.store.put(key, data)
+            await self._verify(key, digest)
+            return SnapshotRef(key, image.covered.sequence, len(data)), data
+        path = scratch / f"snapshot-{self.runtime.uuid().hex}"
+        try:
+            digest = await self.runtime.run_io(_write_file, path, image)
+            await self.store.upload(key, path)
+            await self._verify(key, digest)
+            return SnapshotRef(key, image.covered.sequence, path.stat().st_size), path
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StorageFull(f"a snapshot cannot be written: {error}. path=`{path}`") from error
+            raise
 
     async def put(self, key: str, content: Path | bytes) -> None:
         """Write a file that `write` made under another key as well."""
@@ -185,7 +194,6 @@ class ShardSnapshots:
         seen = await self.runtime.run_io(_verified_digest, data)
         if seen != digest:
             raise Corrupt(f"snapshot read back differs from what was put. key=`{key}`")
-        self.verified.add(key)
 
     async def _fetch(self, key: str) -> memoryview:
         """The object's bytes: mapped from a file of its own when there is a scratch directory."""
@@ -198,24 +206,11 @@ class ShardSnapshots:
         finally:
             await self.runtime.run_io(path.unlink, missing_ok=True)
 
-    async def pinned(self) -> set[str]:
-        """Keys of snapshot files that named snapshots hold."""
-        prefix = f"{names.index_prefix(self.name)}{self.incarnation.hex}/named/"
-        keys: set[str] = set()
-        for info in await self.store.list(prefix):
-            try:
-                keys |= set(named.files(await self.store.get(info.key)))
-            except NotFound:
-                continue
-        return keys
-
     async def retire(self, refs: Sequence[SnapshotRef]) -> None:
-        """Delete all but the two newest and the pinned ones."""
-        pinned = await self.pinned()
-        for ref in refs[2:]:
-            if ref.key not in pinned:
-                await self.store.delete(ref.key)
-                self.verified.discard(ref.key)
+        """Delete snapshots that nothing needs any more."""
+        for ref in refs:
+            await self.store.delete(ref.key)
+            self.verified.discard(ref.key)
 
 
 def _write_file(path: Path, image: Image) -> bytes:

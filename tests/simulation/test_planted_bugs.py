@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lakehouse import snapshots
+from lakehouse import incarnations, snapshots
 from lakehouse.core import names
 from lakehouse.core.entry import NO_DIGEST, EncodedEntry, Entry
 from lakehouse.core.errors import LakehouseError, Unavailable
@@ -262,9 +262,9 @@ def lets_readers_snapshot(patch: pytest.MonkeyPatch) -> None:
 def does_not_replay_the_window(patch: pytest.MonkeyPatch) -> None:
     take = Shard._take
 
-    def forgetful(self: Shard, found: Entry, size: int) -> object:
-        trouble = take(self, found, size)
-        self.replica.window = IdempotencyWindow()
+    def forgetful(self: Shard, replica: Replica, found: Entry, size: int) -> object:
+        trouble = take(self, replica, found, size)
+        replica.window = IdempotencyWindow()
         return trouble
 
     patch.setattr(Shard, "_take", forgetful)
@@ -286,7 +286,7 @@ def adopts_with_the_record_first(patch: pytest.MonkeyPatch) -> None:
         self: Indexes, name: str, number: int, data: memoryview, *, keep_source: bool
     ) -> Incarnation:
         record = begin(number, self.runtime.uuid(), replace(PARAMS, name=name), 1)
-        await self._create_record(name, record)
+        await incarnations.create(self.store, self.runtime, name, record)
         index = ShardIndex(PARAMS)
         assert record.uuid is not None
         await self._seed_content(name, record.uuid, index, 2, None)

@@ -22,6 +22,7 @@ from lakehouse.core.errors import (
     TooLarge,
     Unavailable,
 )
+from lakehouse.core.lhv1 import read_v3
 from lakehouse.core.types import (
     Batch,
     Consistency,
@@ -252,8 +253,9 @@ async def test_a_named_snapshot_keeps_its_file_and_its_name(runtime: SystemRunti
     for j in range(4):
         await collection.add(items(collection.params, 1, f"p{j}"))
         await collection.snapshot()
-    assert key in await keys(store, "/snap/")
-    assert len(await keys(store, "/snap/")) == 3
+    assert await keys(store, "/named/before-upgrade/") == [key]
+    assert len(await keys(store, "/snap/")) == 2
+    assert read_v3(await store.get(key)).items == 3
     with pytest.raises(Conflict):
         await collection.snapshot("before-upgrade")
     with pytest.raises(Invalid):

@@ -60,7 +60,9 @@ def source(
 
 
 def graph(stored: Vectors, distance: Distance, threads: int = 1) -> Links:
-    return HnswlibEngine().build(stored, GraphParams(distance, 8, 60), Arena(None), threads, threading.Event())
+    return HnswlibEngine().build(
+        stored, GraphParams(distance, 8, 60), Arena(None), threads, threading.Event()
+    )
 
 
 def rounded(stored: Vectors, distance: Distance) -> Codes:

@@ -83,8 +83,11 @@ class EncodedRequest:
         return len(self.data)
 
 
-def encode_request(request: Request) -> EncodedRequest:
-    """Write one request; see FORMAT.md for the layout."""
+def encode_request(request: Request, digest: bytes | None = None) -> EncodedRequest:
+    """Write one request; see FORMAT.md for the layout.
+
+    `digest` stands for the body where this request is only one shard's part of it.
+    """
     ids = [item_id.encode() for item_id in request.ids]
     metadata, vectors, dimension = b"", b"", 0
     if request.vectors is not None:
@@ -104,7 +107,8 @@ def encode_request(request: Request) -> EncodedRequest:
         )
     )
     shape = (request.operation, 0, len(request.key), len(ids), dimension, sum(map(len, ids)), len(metadata))
-    digest = hashlib.sha256(repr(shape[:1] + shape[3:]).encode() + body).digest()[:16]
+    if digest is None:
+        digest = hashlib.sha256(repr(shape[:1] + shape[3:]).encode() + body).digest()[:16]
     return EncodedRequest(request, digest, REQUEST.pack(*shape, digest) + request.key + body)
 
 

@@ -4,6 +4,7 @@
     ├── Invalid            the request is wrong: change it                          (400)
     ├── Denied             the key does not carry the right                         (401, 403)
     ├── NotFound           there is no such thing                                   (404)
+    │   └── Dropped        it was, until just now; its name may live again          (404)
     ├── Conflict           something else is there: refresh, then decide            (409)
     ├── TooLarge           over a limit: send less                                  (413)
     ├── Busy               a queue is full: wait, then repeat                       (429)
@@ -51,6 +52,10 @@ class Denied(LakehouseError):
 
 class NotFound(LakehouseError):
     """No such thing."""
+
+
+class Dropped(NotFound):
+    """The index was dropped while the request was on its way; look its name up again."""
 
 
 class Conflict(LakehouseError):

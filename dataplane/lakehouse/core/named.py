@@ -1,7 +1,7 @@
 """A named snapshot keeps one file per shard for as long as it exists.
 
-Two objects make it: a pin, written before the files so that no garbage collection can take them, and the record,
-written last, so that a record always means whole files.  This module knows their JSON only.
+The files are its own, under a fresh prefix, so no garbage collection knows of them; the record is created last, so a
+record always means whole files.  This module knows the record's JSON only.
 """
 
 import json
@@ -35,18 +35,13 @@ def checked_name(name: str) -> str:
 
 
 def encode(name: str, files: Sequence[NamedFile]) -> bytes:
-    """The JSON of a pin or a record."""
+    """The JSON of a record."""
     return json.dumps({"name": name, "files": [asdict(file) for file in files]}).encode()
 
 
 def decode(data: bytes) -> tuple[NamedFile, ...]:
-    """The files that a pin or a record names.  Raises `Corrupt`."""
+    """The files that a record names.  Raises `Corrupt`."""
     try:
         return tuple(NamedFile(**file) for file in json.loads(data)["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"named snapshot cannot be read. bytes=`{data[:80]!r}`") from error
-
-
-def files(data: bytes) -> tuple[str, ...]:
-    """The keys that a pin or a record protects.  Raises `Corrupt`."""
-    return tuple(file.key for file in decode(data))

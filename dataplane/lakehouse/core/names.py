@@ -96,6 +96,6 @@ def sequence_of(key: str) -> int:
     return int(key.rsplit("/", 1)[1][:20])
 
 
-def pin_key(name: str, incarnation: UUID, snapshot: str) -> str:
-    """Written before a named snapshot's record, so that garbage collection spares its files from then on."""
-    return f"{VECTORS}{name}/{incarnation.hex}/named/{snapshot}.pin"
+def named_file_key(name: str, incarnation: UUID, snapshot: str, attempt: UUID, shard: int) -> str:
+    """One shard's file of a named snapshot; the attempt's first 8 hex digits make the key unique."""
+    return f"{VECTORS}{name}/{incarnation.hex}/named/{snapshot}/{attempt.hex[:8]}/{shard:04}{LHV1_SUFFIX}"

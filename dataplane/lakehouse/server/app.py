@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lakehouse.catalog import Catalog
-from lakehouse.core.errors import LakehouseError
+from lakehouse.core.errors import Dropped, LakehouseError
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime, SystemRuntime
@@ -204,7 +204,7 @@ class App:
             route, response = self._routed(request)
             if route is not None:
                 request.right = self._allowed(route, headers)
-                response = await self._handlers[route.name](request)
+                response = await self._handled(self._handlers[route.name], request)
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001 - the one place where every failure becomes an answer
@@ -216,6 +216,13 @@ class App:
         self.metrics.request(UNMATCHED if route is None else route.name, response.status, seconds)
         if self.settings.access_log:
             _log_access(request, response.status, seconds)
+
+    async def _handled(self, handler: Handler, request: Request) -> AnyResponse:
+        """The handler's answer; once more if its index was dropped elsewhere, for the name may live again."""
+        try:
+            return await handler(request)
+        except Dropped:
+            return await handler(request)
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
         given = headers.get(b"x-request-id")

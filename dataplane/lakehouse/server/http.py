@@ -59,7 +59,17 @@ class BodyBudget:
 class Request:
     """One request as its handler sees it."""
 
-    __slots__ = ("_budget", "_held", "_receive", "headers", "params", "request_id", "right", "scope")
+    __slots__ = (
+        "_budget",
+        "_held",
+        "_receive",
+        "_whole",
+        "headers",
+        "params",
+        "request_id",
+        "right",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -77,6 +87,7 @@ class Request:
         self._receive = receive
         self._budget = budget
         self._held = 0
+        self._whole: bytes | None = None
 
     @property
     def media_type(self) -> bytes:
@@ -108,7 +119,12 @@ class Request:
         return int(announced)
 
     async def body(self, bytes_max: int) -> bytes:
-        """The whole body, in memory.  Raises `TooLarge` as soon as it is over `bytes_max`."""
+        """The whole body, in memory, each time it is asked for.  Raises `TooLarge` as soon as it is over the limit."""
+        if self._whole is None:
+            self._whole = await self._read_whole(bytes_max)
+        return self._whole
+
+    async def _read_whole(self, bytes_max: int) -> bytes:
         self.check_body(bytes_max)
         first, more = await self._next(0, bytes_max)
         if not more:

@@ -240,6 +240,8 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
     replicas = {}
     for process in [*fleet.members, world.start("newcomer")]:
         collection = await process.indexes.open(PARAMS.name)
+        await collection.refresh(Consistency.STRONG)  # after a storm the first read may be stale, and looks again
+        await asyncio.sleep(2 * world.settings.tail_poll_s)
         if await collection.refresh(Consistency.STRONG) != 0.0:
             raise Lost(f"{process.name} cannot catch up in calm weather")
         [shard] = collection.shard_list

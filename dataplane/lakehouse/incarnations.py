@@ -1,0 +1,75 @@
+"""The incarnation records of a name in its store: which one counts, and creating one without being fooled.
+
+Records are never deleted, so a listed record that cannot be read is the store's trouble, not an absence.
+"""
+
+import logging
+
+from lakehouse.core import incarnation, names
+from lakehouse.core.errors import Conflict, NotFound, Outcome, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.log import Backoff
+from lakehouse.runtime import Runtime
+from lakehouse.store.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 8
+BACKOFF = Backoff()
+
+
+async def current(store: ObjectStore, name: str) -> Incarnation | None:
+    """The record with the highest number, None if the name was never used."""
+    infos = await store.list(names.incarnation_prefix(name))
+    if not infos:
+        return None
+    return incarnation.decode(await _read(store, infos[-1].key))
+
+
+async def _read(store: ObjectStore, key: str) -> bytes:
+    try:
+        return await store.get(key)
+    except NotFound as error:
+        raise Unavailable(f"the store lists a record that it does not give. key=`{key}`") from error
+
+
+async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarnation) -> None:
+    """Create a record; done when the store holds exactly these bytes.
+
+    Raises `Conflict` if another one is there, and `Unavailable`: `unknown` as soon as one attempt may have landed.
+    """
+    key = names.incarnation_key(name, record.number)
+    data = incarnation.encode(record)
+    doubt = False
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            if await _created(store, key, data):
+                return
+        except Unavailable as error:
+            doubt = doubt or error.outcome is Outcome.UNKNOWN
+            logger.warning("record is in doubt. key=%s attempt=%s error=%s", key, attempt, error)
+        await runtime.sleep(BACKOFF.delay_s(attempt, runtime))
+    raise Unavailable(
+        f"the store did not confirm the index's record. name=`{name}`",
+        outcome=Outcome.UNKNOWN if doubt else Outcome.NOT_COMMITTED,
+    )
+
+
+async def _created(store: ObjectStore, key: str, data: bytes) -> bool:
+    """Whether the record is there; False when nothing is there yet after an answer was lost."""
+    lost: Unavailable | None = None
+    try:
+        await store.create(key, data)
+        return True
+    except Unavailable as error:
+        if error.outcome is Outcome.NOT_COMMITTED:
+            raise
+        lost = error
+    except Conflict:
+        pass
+    infos = await store.list(key)
+    if not infos:
+        raise lost or Unavailable(f"the store refuses a record that it does not list. key=`{key}`")
+    if await _read(store, key) != data:
+        raise Conflict(f"another life of this index was there first. key=`{key}`")
+    return True
