@@ -132,13 +132,24 @@ class Indexes:
 
     async def _opened_or_open(self, name: str) -> Collection:
         known = self._open.get(name)
-        if known is not None:
-            if not known.dropped:
-                return known
+        if known is not None and not known.dropped:
+            return known
+        return await self._resolved(name)
+
+    async def _resolved(self, name: str) -> Collection:
+        """The life the store says the name has now, whatever this process thought.  Raises `NotFound`."""
+        known = self._open.get(name)
+        if known is not None and known.dropped:
             await self._finish_drop(known)
         record = await incarnations.current(self.store, name)
         if record is None:
             record = await self._adopt(name)
+        known = self._open.get(name)
+        if known is not None and known.record == record:
+            return known
+        if known is not None:  # another process ended that life, and this one had not heard of it
+            del self._open[name]
+            await known.close()
         if not record.alive:
             raise NotFound(f"no such index. name=`{name}`")
         collection = Collection(self.store, self.runtime, self.settings, name, record)
@@ -170,7 +181,7 @@ class Indexes:
             except Conflict as error:
                 raise Conflict(f"index already exists. name=`{params.name}`") from error
             with _possibly_done(f"index may have been created. name=`{params.name}`"):
-                collection = await self._opened_or_open(params.name)
+                collection = await self._resolved(params.name)
             await self._settle_copy(params.name)
             return collection
 
@@ -191,7 +202,7 @@ class Indexes:
     async def _dropped_meanwhile(self, name: str) -> bool:
         """Whether the life the record begins has ended in its log; then its deletion is finished here."""
         try:
-            await self._opened_or_open(name)
+            await self._resolved(name)
         except NotFound:
             return True
         return False
@@ -229,7 +240,7 @@ class Indexes:
             number = await self._free_number(name)
             await self._seed(name, number, memoryview(data), keep_source=False)
             with _possibly_done(f"index may have been imported. name=`{name}`"):
-                collection = await self._opened_or_open(name)
+                collection = await self._resolved(name)
             await self._settle_copy(name)
             return collection
 
@@ -271,7 +282,7 @@ class Indexes:
         """End an index and remove its compatibility copy.  Raises `NotFound`."""
         names.checked_index_name(name)
         async with self._lock(name):
-            await self._finish_drop(await self._opened_or_open(name))
+            await self._finish_drop(await self._resolved(name))
 
     async def _finish_drop(self, collection: Collection) -> None:
         """End every shard's log, create the record that ends the life, and no other, then remove what is left."""
@@ -318,7 +329,7 @@ class Indexes:
             raise Invalid(
                 f"merge needs a `dest` that differs from its source. source=`{source}` dest=`{dest}`"
             )
-        origin, target = await self._fresh(source), await self._fresh(dest)
+        origin, target = await self.fresh(source), await self.fresh(dest)
         if origin.params.dimension != target.params.dimension:
             raise Invalid(
                 f"dimensions differ: source has {origin.params.dimension}. dest=`{target.params.dimension}`"
@@ -336,7 +347,7 @@ class Indexes:
             target.position,
         )
 
-    async def _fresh(self, name: str) -> Collection:
+    async def fresh(self, name: str) -> Collection:
         """The index of that name with everything acknowledged before this call."""
         collection = await self.open(name)
         try:

@@ -133,22 +133,18 @@ def checked_batch(
 
 
 def check_vectors(vectors: Vectors, distance: Distance, label: str = "vectors[{}]") -> None:
-    """Refuse NaN and infinities, norms that overflow a distance, and under cosine those without a usable norm.
+    """Refuse NaN and infinities, and under cosine vectors without a usable norm.
 
     `label` names row j in the message.  Raises `Invalid`.
     """
     if len(vectors) == 1:  # a search: one dot product answers when nothing is wrong
         square = float(np.dot(vectors[0], vectors[0]))
-        if TINY_SQUARED_NORM <= square <= SQUARED_NORM_MAX:
+        if TINY_SQUARED_NORM <= square < math.inf:
             return
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     for j in np.flatnonzero(~np.isfinite(squares))[:1]:
         raise Invalid(f"{label.format(int(j))} holds a NaN or an infinity")
-    for j in np.flatnonzero(squares > SQUARED_NORM_MAX)[:1]:
-        raise Invalid(
-            f"{label.format(int(j))} is too long for float32 distances: scale it down. norm above `9e18`"
-        )
     if distance is Distance.COSINE:
         for j in np.flatnonzero(squares < TINY_SQUARED_NORM)[:1]:
             raise Invalid(f"{label.format(int(j))} has norm zero; cosine distance needs a direction")
@@ -156,8 +152,6 @@ def check_vectors(vectors: Vectors, distance: Distance, label: str = "vectors[{}
 
 TINY_SQUARED_NORM = float(np.finfo(np.float32).tiny)
 """Below the smallest normal float32 the inverse norm is no longer a float32."""
-SQUARED_NORM_MAX = float(np.finfo(np.float32).max) / 4
-"""Two vectors within it have a squared distance and a product that float32 holds: (|a| + |b|)² ≤ 4 · this."""
 
 
 class Consistency(enum.StrEnum):

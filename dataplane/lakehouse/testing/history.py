@@ -24,6 +24,16 @@ class History:
     """Of the last write known to have happened."""
     open: list[int] = field(default_factory=list)
     """Of later writes whose outcome is unknown."""
+    sent: list[int] = field(default_factory=list)
+    """Of every write, in order."""
+
+    def sending(self, value: int) -> None:
+        """A write is about to leave."""
+        self.sent.append(value)
+
+    def since(self) -> "Since":
+        """What a read that begins now may see: what may be true now, and whatever is sent before it ends."""
+        return Since(self, {self.settled, *self.open, *self.sent[-1:]}, len(self.sent))  # the last may be under way
 
     def acknowledged(self, value: int) -> None:
         self.settled, self.open = value, []
@@ -43,3 +53,17 @@ class History:
         ):  # writes sent before the one we saw can no longer happen: their slots are taken
             self.settled = value
             self.open = self.open[self.open.index(value) + 1 :]
+
+
+@dataclass(frozen=True)
+class Since:
+    """One id's possible values from some moment on."""
+
+    history: History
+    then: set[int]
+    sent_before: int
+
+    def check(self, value: int, where: str) -> None:
+        """A read that began then showed `value`.  Raises `Lost`."""
+        if value not in self.then and value not in self.history.sent[self.sent_before :]:
+            raise Lost(f"{where}: {self.history.id} is {value}, but could only be {self.then} or later")

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lakehouse.collection import Collection
+from lakehouse.collection import Collection, shard_of
 from lakehouse.core.entry import Operation
-from lakehouse.core.errors import LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Dropped, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.types import Batch, Consistency, Distance, IndexParams, WriteResult
-from lakehouse.testing.history import ABSENT, History, Lost
+from lakehouse.snapshots import replica_of
+from lakehouse.testing.history import ABSENT, History, Lost, Since
 from lakehouse.testing.world import Fault, Process, Weather, World, run
 
 PARAMS = IndexParams(name="main", dimension=2, distance=Distance.EUCLIDEAN)
@@ -36,7 +37,8 @@ def batch(values: dict[str, int]) -> Batch:
 
 def value_of(collection: Collection, item_id: str) -> int:
     """An id's value in what a process holds right now, ABSENT if it is not there.  Raises `Lost` for a torn item."""
-    item = collection.shard_list[0].replica.index.item(item_id)
+    shard = collection.shard_list[shard_of(item_id, collection.shards)]
+    item = shard.replica.index.item(item_id)
     if item is None:
         return ABSENT
     if int(item.vector[0]) != int(item.metadata):
@@ -61,6 +63,7 @@ class Plan:
 
     clients: int
     processes: int
+    shards: int
     weather: Weather
     crashes: int
     pauses: int
@@ -77,6 +80,7 @@ def planned(source: random.Random) -> Plan:
     return Plan(
         clients=source.choice((1, 2, 3)),
         processes=source.choice((1, 2, 3)),
+        shards=source.choice((1, 1, 1, 2, 3)),
         weather=weather,
         crashes=source.choice((0, 0, 1, 2, 3)),
         pauses=source.choice((0, 0, 1, 2)),
@@ -126,12 +130,14 @@ class Client:
         self.sent: list[tuple[str, dict[str, int]]] = []
         self.number = number
         self.value = 0
+        self.kept: list[tuple[dict[str, object], list[Since]]] = []
 
     async def live(self, plan: Plan) -> None:
         for _ in range(OPERATIONS):
             await asyncio.sleep(self.random.expovariate(OPERATIONS / plan.span_s))
             action = self.random.choices(
-                (self.upsert, self.delete, self.look, self.repeat, self.snapshot), (6, 1, 2, 2, 1)
+                (self.upsert, self.delete, self.look, self.repeat, self.snapshot, self.keep),
+                (6, 1, 2, 2, 1, 1),
             )[0]
             await action()
 
@@ -153,6 +159,8 @@ class Client:
             collection = await process.indexes.open(PARAMS.name)
             return await collection.add(batch(values), idempotency_key=key)
 
+        for item_id, value in values.items():
+            self.histories[item_id].sending(value)
         outcome = await self._outcome(write)
         for item_id, value in values.items():
             if outcome is True:
@@ -182,6 +190,7 @@ class Client:
         async def act(process: Process) -> WriteResult:
             return await (await process.indexes.open(PARAMS.name)).delete([item_id])
 
+        self.histories[item_id].sending(ABSENT)
         outcome = await self._outcome(act)
         if outcome is True:
             self.histories[item_id].acknowledged(ABSENT)
@@ -219,20 +228,81 @@ class Client:
         await asyncio.wait([task])
         _only_expected(task)
 
+    async def keep(self) -> None:
+        """Take a named snapshot; if it is acknowledged, its files hold all that was acknowledged before."""
+        self.value += 1
+        name = f"kept-{self.number}-{self.value}"
+
+        async def act(process: Process) -> dict[str, object]:
+            return await (await process.indexes.open(PARAMS.name)).snapshot(name)
+
+        before = [history.since() for history in self.histories.values()]
+        process = self.fleet.pick()
+        task = process.run(act(process))
+        await asyncio.wait([task])
+        if _only_expected(task):
+            self.kept.append((task.result(), before))
+
+    async def check_kept(self) -> None:
+        """Raises `Lost` when an acknowledged named snapshot lacks a file or an item."""
+        bucket = self.fleet.world.bucket
+        for described, before in self.kept:
+            files: Any = described["files"]
+            found: dict[str, int] = {}
+            for file in files:
+                try:
+                    data = await bucket.get(file["key"])
+                except NotFound as error:
+                    raise Lost(f"{described['name']} lacks a file") from error
+                replica = replica_of(memoryview(data), self.fleet.world.settings)
+                found |= {item.id: int(item.metadata) for item in replica.index.scroll(None, 1000)[0]}
+            for since in before:
+                since.check(found.get(since.history.id, ABSENT), f"named snapshot {described['name']}")
+
+
+class Watcher:
+    """Reads everything all the time: no strong read may miss what was acknowledged before it began."""
+
+    def __init__(self, fleet: Fleet, clients: list[Client]) -> None:
+        self.fleet = fleet
+        self.clients = clients
+
+    async def live(self, span_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + span_s
+        while loop.time() < until:
+            await asyncio.sleep(self.fleet.world.random.expovariate(20 / span_s))
+            process = self.fleet.pick()
+            before = [history.since() for client in self.clients for history in client.histories.values()]
+            task = process.run(self._read_all(process, before))
+            await asyncio.wait([task])
+            _only_expected(task)
+
+    async def _read_all(self, process: Process, before: list[Since]) -> None:
+        collection = await process.indexes.open(PARAMS.name)
+        if await collection.refresh(Consistency.STRONG) == 0.0:
+            for since in before:
+                since.check(value_of(collection, since.history.id), f"strong read at {process.name}")
+
 
 async def _play(seed: int) -> None:
     world = World(seed)
     plan = planned(world.random)
     fleet = Fleet(world, plan.processes)
-    await fleet.pick().indexes.create(PARAMS)
+    await fleet.pick().indexes.create(PARAMS, plan.shards)
     world.weather = plan.weather
     clients = [Client(fleet, number) for number in range(plan.clients)]
     trouble = asyncio.ensure_future(fleet.trouble(plan))
-    await asyncio.gather(*(client.live(plan) for client in clients))
+    watcher = Watcher(fleet, clients)
+    await asyncio.gather(*(client.live(plan) for client in clients), watcher.live(plan.span_s))
     await trouble
     world.calm()
     await asyncio.sleep(HEAL_S)
     await _last_look(world, fleet, clients)
+    for client in clients:
+        await client.check_kept()
+    for process in fleet.members:  # nothing that happened keeps anyone from writing
+        await (await process.indexes.open(PARAMS.name)).add(batch({f"after-{process.name}": 1}))
 
 
 async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
@@ -240,12 +310,16 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
     replicas = {}
     for process in [*fleet.members, world.start("newcomer")]:
         collection = await process.indexes.open(PARAMS.name)
-        await collection.refresh(Consistency.STRONG)  # after a storm the first read may be stale, and looks again
+        await collection.refresh(
+            Consistency.STRONG
+        )  # after a storm the first read may be stale, and looks again
         await asyncio.sleep(2 * world.settings.tail_poll_s)
         if await collection.refresh(Consistency.STRONG) != 0.0:
             raise Lost(f"{process.name} cannot catch up in calm weather")
-        [shard] = collection.shard_list
-        replicas[process.name] = (shard.position, shard.replica.digest, shard.replica.window.fingerprint())
+        replicas[process.name] = tuple(
+            (shard.position, shard.replica.digest, shard.replica.window.fingerprint())
+            for shard in collection.shard_list
+        )
         for client in clients:
             for item_id, history in client.histories.items():
                 history.saw(value_of(collection, item_id), f"{process.name} at the end")
@@ -261,9 +335,109 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
 def run_schedule(seed: int) -> None:
     """Play one random schedule.  Raises `Lost`, naming the seed."""
     try:
-        run(lambda: _play(seed) if seed % 8 else _play_merges(seed))
+        run(lambda: PLAYS.get(seed % 8, _play)(seed))
     except (Lost, LakehouseError) as error:
         raise Lost(f"seed {seed}: {error}") from error
+
+
+async def _play_lives(seed: int) -> None:
+    """One name is dropped and created again by whichever process is asked; each life keeps what it acknowledged."""
+    world = World(seed)
+    plan = planned(world.random)
+    fleet = Fleet(world, plan.processes)
+    world.weather = plan.weather
+    trouble = asyncio.ensure_future(fleet.trouble(plan))
+    driver = Lives(fleet, plan.shards)
+    await driver.live(plan)
+    await trouble
+    world.calm()
+    await asyncio.sleep(HEAL_S)
+    await driver.check(world)
+
+
+class Lives:
+    """The one user of a name, who knows what its present life may hold."""
+
+    def __init__(self, fleet: Fleet, shards: int) -> None:
+        self.fleet = fleet
+        self.random = fleet.world.random
+        self.shards = shards
+        self.alive = False
+        self.acknowledged: set[str] = set()
+        self.possible: set[str] = set()
+
+    async def live(self, plan: Plan) -> None:
+        for step in range(2 * OPERATIONS):
+            await asyncio.sleep(self.random.expovariate(2 * OPERATIONS / plan.span_s))
+            if not self.alive:
+                self.alive = await self._until_done("create")
+                self.acknowledged, self.possible = set(), set()
+            elif self.random.random() < 0.25:
+                self.alive = not await self._until_done("drop")
+            else:
+                await self._add(f"i{step}")
+
+    async def _until_done(self, act: str, *, doubt: bool = False) -> bool:
+        """Repeat a create or drop until it is certain; `doubt`: an earlier attempt may have done it."""
+        for _ in range(200):
+            process = self.fleet.pick()
+            work = (
+                process.indexes.create(PARAMS, self.shards)
+                if act == "create"
+                else process.indexes.drop(PARAMS.name)
+            )
+            task: asyncio.Task[Any] = process.run(work)
+            await asyncio.wait([task])
+            error = None if task.cancelled() else task.exception()
+            if not task.cancelled() and error is None:
+                return True
+            done = isinstance(error, Conflict if act == "create" else NotFound)
+            if done and doubt:  # an earlier attempt did it
+                return True
+            if done:
+                raise Lost(f"{act} says `{error}` of a name that is {'alive' if self.alive else 'free'}")
+            if error is not None and not isinstance(error, Unavailable):
+                raise error
+            doubt = doubt or error is None or error.outcome is Outcome.UNKNOWN
+            await asyncio.sleep(0.2)
+        self.fleet.world.calm()
+        return await self._until_done(act) if not doubt else await self._settled(act)
+
+    async def _settled(self, act: str) -> bool:
+        await asyncio.sleep(HEAL_S)
+        process = self.fleet.world.start("asker")
+        alive = PARAMS.name in await process.indexes.names()
+        if alive is (act == "create"):
+            return True
+        return await self._until_done(act, doubt=True)
+
+    async def _add(self, item_id: str) -> None:
+        process = self.fleet.pick()
+        task = process.run(_add_one(process, PARAMS.name, item_id))
+        await asyncio.wait([task])
+        if task.cancelled():
+            self.possible.add(item_id)
+            return
+        error = task.exception()
+        if error is None:
+            self.acknowledged.add(item_id)
+        elif isinstance(error, Unavailable):
+            if error.outcome is Outcome.UNKNOWN:
+                self.possible.add(item_id)
+        elif not isinstance(error, Dropped):  # a process that was behind; a client asks again
+            raise error
+
+    async def check(self, world: World) -> None:
+        """A newcomer and the survivors see the present life, and nothing of earlier ones.  Raises `Lost`."""
+        for process in [*self.fleet.members, world.start("newcomer")]:
+            listed = PARAMS.name in await process.indexes.names()
+            if listed is not self.alive:
+                raise Lost(f"{process.name} lists the index: {listed}, but it is alive: {self.alive}")
+            if self.alive:
+                collection = await process.indexes.fresh(PARAMS.name)
+                seen = {item.id for item in (await collection.scroll(None, 1000))[0]}
+                if not self.acknowledged <= seen <= self.acknowledged | self.possible:
+                    raise Lost(f"{process.name} sees {seen}, acknowledged were {self.acknowledged}")
 
 
 async def _play_merges(seed: int) -> None:
@@ -301,6 +475,10 @@ async def _play_merges(seed: int) -> None:
     world.calm()
     await asyncio.sleep(HEAL_S)
     await assert_somewhere(world, list(added))
+
+
+PLAYS = {0: _play_merges, 1: _play_lives}
+"""By seed modulo 8; the rest are reads and writes of one index."""
 
 
 def _only_expected(task: "asyncio.Task[Any]") -> bool:

@@ -25,6 +25,8 @@ from lakehouse.store.memory import MemoryStore
 P = ParamSpec("P")
 T = TypeVar("T")
 
+WORK_S = 0.002
+"""Mean virtual seconds of a worker's job."""
 GENESIS = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -68,7 +70,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 
 class SimRuntime:
-    """A `Runtime` on virtual time; its workers run inline, its tasks end with their process."""
+    """A `Runtime` on virtual time; its workers are steps of the one thread, its tasks end with their process."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -90,7 +92,11 @@ class SimRuntime:
         return self._random
 
     async def run_cpu(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return fn(*args, **kwargs)
+        """Run `fn` here, but let others go on before and after, as they would beside a worker."""
+        await asyncio.sleep(self._random.expovariate(1 / WORK_S))
+        result = fn(*args, **kwargs)
+        await asyncio.sleep(0)
+        return result
 
     run_background = run_cpu
     run_io = run_cpu
