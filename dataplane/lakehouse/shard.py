@@ -357,7 +357,9 @@ class Shard:
         slots = await self.log.after(0)
         try:
             return bool(slots) and (await self.log.read_header(slots[-1])).kind is Kind.DROP
-        except (NotFound, Corrupt):
+        except NotFound as error:
+            raise Unavailable(f"the store lists a slot that it does not give. slot=`{slots[-1]}`") from error
+        except Corrupt:
             return False
 
     async def _forget_covered(self) -> None:
