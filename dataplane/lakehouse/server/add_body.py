@@ -59,7 +59,6 @@ def _check_count(items: int) -> None:
 
 
 # --- application/octet-stream: uint32 LE header length, JSON header {"ids", "metadata"?}, float32 LE rows
-# ------------
 
 
 class BinaryHeader(msgspec.Struct):
@@ -115,7 +114,6 @@ def matrix_of(data: bytes | memoryview, dimension: int) -> Vectors:
 
 
 # --- Arrow IPC: columns id, vector, and metadata (JSON text) or any other columns
-# ------------------------------------
 
 _FILE_MAGIC = b"ARROW1\0\0"
 _RESERVED = ("id", "vector", "metadata")

@@ -80,8 +80,7 @@ class App:
         self._id_prefix = self.runtime.uuid().hex[:16]
         self._ids = itertools.count(1)
 
-    # --- life -----------------------------------------------------------------------------------------
-    # ---------------
+    # --- life
 
     async def start(self) -> None:
         """Open the store and begin to load the indexes.  Raises what ends start-up."""
@@ -183,8 +182,7 @@ class App:
             if route.role is None or route.role in roles or Role.GATEWAY in roles:
                 yield VERSION_PREFIX + route.path, route
 
-    # --- requests -------------------------------------------------------------------------------------
-    # ---------------
+    # --- requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the lifespan protocol is for servers other than ours."""

@@ -82,8 +82,7 @@ def _config(app: App) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: it would die of the signal after a clean end, and we end with
-    0."""
+    """uvicorn without its signal handling: it would die of the signal after a clean end, and we end with 0."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)

@@ -75,8 +75,7 @@ class VectorsApi:
         self._runtime = runtime
         self._body_bytes_max = body_bytes_max
 
-    # --- hot ------------------------------------------------------------------------------------------
-    # ---------------
+    # --- hot
 
     async def search(self, request: Request) -> Response:
         """Nearest neighbours of a vector or of a stored item."""
@@ -145,8 +144,7 @@ class VectorsApi:
         others = [hit for hit in result.hits[0] if hit.id != item_id][:k]
         return _search_response(_hits_json(others, asked.include), result, asked)
 
-    # --- indexes --------------------------------------------------------------------------------------
-    # ---------------
+    # --- indexes
 
     async def create(self, request: Request) -> Response:
         """A new, empty index."""
@@ -187,8 +185,7 @@ class VectorsApi:
         )
         return json_response(_merged(result), 200, _at(result.position))
 
-    # --- items ----------------------------------------------------------------------------------------
-    # ---------------
+    # --- items
 
     async def delete(self, request: Request) -> Response:
         """Delete items by id, or all that match a filter."""
@@ -234,7 +231,6 @@ class VectorsApi:
         return json_response({"count": count}, 200, headers)
 
     # --- looking after
-    # -----------------------------------------------------------------------------------------------
 
     async def stats(self, request: Request) -> Response:
         """What the engine says of an index."""
@@ -266,7 +262,6 @@ class VectorsApi:
 
 
 # --- what is asked
-# ---------------------------------------------------------------------------------------------------
 
 
 def _index_params(asked: CreateBody) -> IndexParams:
@@ -323,7 +318,6 @@ def _consistency(request: Request) -> Consistency:
 
 
 # --- reading
-# ---------------------------------------------------------------------------------------------------------
 
 
 async def _search(
@@ -368,7 +362,6 @@ async def _fresh(
 
 
 # --- what is answered
-# ------------------------------------------------------------------------------------------------
 
 
 def _hits_json(hits: Sequence[Hit], include: Sequence[str] | None) -> Any:

@@ -33,7 +33,9 @@ class History:
 
     def since(self) -> "Since":
         """What a read that begins now may see: what may be true now, and whatever is sent before it ends."""
-        return Since(self, {self.settled, *self.open, *self.sent[-1:]}, len(self.sent))  # the last may be under way
+        return Since(
+            self, {self.settled, *self.open, *self.sent[-1:]}, len(self.sent)
+        )  # the last may be under way
 
     def acknowledged(self, value: int) -> None:
         self.settled, self.open = value, []
