@@ -5,14 +5,17 @@ registrations at once race for the next version's key; the loser reads again and
 catalog does not do: look at the objects it lists.
 """
 
+import logging
 from collections.abc import Sequence
 from urllib.parse import unquote
 
 from lakehouse.core import manifest
-from lakehouse.core.errors import Busy, Conflict, NotFound
+from lakehouse.core.errors import Busy, Conflict, Corrupt, Invalid, NotFound
 from lakehouse.core.manifest import Manifest, Registered, Registration
 from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 RACES_MAX = 16
 """Lost races for one version before a registration gives up; each means that another one succeeded."""
@@ -58,8 +61,16 @@ class Catalog:
         names = {unquote(prefix[len(manifest.MANIFESTS) : -1]) for prefix in level.prefixes}
         bare = (info.key[len(manifest.MANIFESTS) :] for info in level.objects)
         names |= {unquote(key.removesuffix(manifest.SUFFIX)) for key in bare if key.endswith(manifest.SUFFIX)}
-        found = [await self._newest(name) for name in sorted(names)]
+        found = [await self._readable(name) for name in sorted(names)]
         return [one for one in found if one is not None]
+
+    async def _readable(self, name: str) -> Manifest | None:
+        """One unreadable manifest hides its own dataset, not all of them."""
+        try:
+            return await self._newest(name)
+        except (Corrupt, Invalid) as error:
+            logger.error("manifest cannot be read. dataset=%s error=%s", name, error)
+            return None
 
     async def _newest(self, name: str) -> Manifest | None:
         versions = await self._store.list(manifest.versions_prefix(name))
@@ -68,11 +79,12 @@ class Catalog:
         return await self._bare(name)
 
     async def _bare(self, name: str) -> Manifest | None:
-        key = manifest.bare_key(name)
-        try:
-            return manifest.parse_bare(await self._store.get(key), key)
-        except NotFound:
-            return None
+        for key in manifest.bare_keys(name):
+            try:
+                return manifest.parse_bare(await self._store.get(key), key)
+            except (NotFound, Invalid):  # Invalid: no store could hold that key
+                continue
+        return None
 
     async def _adopt(self, name: str) -> None:
         """Give an old system's manifest its place as version 1, unless someone already has."""

@@ -18,8 +18,10 @@ from lakehouse.core.entry import EncodedRequest, Operation, Request, encode_requ
 from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import (
+    TINY_SQUARED_NORM,
     Batch,
     Consistency,
+    Distance,
     Hit,
     IndexParams,
     Item,
@@ -322,7 +324,7 @@ class Collection:
     def _merged(self, parts: Sequence[SearchResult], k: int) -> SearchResult:
         if len(parts) == 1:
             only = parts[0]
-            return SearchResult(only.hits, only.plan, self.position)
+            return SearchResult(only.hits, only.plan, self.position, self.staleness_s)
         hits = tuple(
             tuple(heapq.nsmallest(k, (hit for part in answers for hit in part), key=_nearness))
             for answers in zip(*(part.hits for part in parts), strict=True)
@@ -334,7 +336,12 @@ class Collection:
             parts[0].plan.ef,
             sum(part.plan.visited for part in parts),
         )
-        return SearchResult(hits, plan, self.position)
+        return SearchResult(hits, plan, self.position, self.staleness_s)
+
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since this process last knew that it had everything; 0 while that is no news."""
+        return max(shard.staleness_s for shard in self._shards)
 
     async def item(
         self,
@@ -410,10 +417,14 @@ class Collection:
             share = min(len(shard), -(-samples // len(self._shards)))
             ordinals = sorted(self.runtime.random().sample(range(len(shard)), share))
             found.append(shard.replica.index.view().vectors_at(ordinals))
-        return np.concatenate(found)
+        sampled = np.concatenate(found)
+        if self.params.distance is Distance.COSINE:  # an adopted file may hold vectors without a direction
+            sampled = sampled[np.einsum("ij,ij->i", sampled, sampled, dtype=np.float64) >= TINY_SQUARED_NORM]
+        return sampled
 
     async def stats(self) -> dict[str, object]:
-        """What is in memory and what the log holds, per shard."""
+        """What is in memory and what the log holds, per shard, after every write acknowledged before."""
+        await self.refresh(Consistency.STRONG)
         from dataclasses import asdict
 
         return {

@@ -19,10 +19,19 @@ from lakehouse import compatibility, incarnations
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, lhv1, names
 from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST, Kind, Operation
-from lakehouse.core.errors import Conflict, Dropped, Invalid, LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import (
+    Conflict,
+    Corrupt,
+    Dropped,
+    Invalid,
+    LakehouseError,
+    NotFound,
+    Outcome,
+    Unavailable,
+)
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.lhv1 import Covered
-from lakehouse.core.types import Batch, Consistency, IndexParams, MergeResult
+from lakehouse.core.types import Batch, Consistency, IndexParams, MergeResult, check_vectors
 from lakehouse.core.window import IdempotencyWindow
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.shard_index import ShardIndex
@@ -73,6 +82,9 @@ class Indexes:
             for info in level.objects
             if info.key.endswith(names.LHV1_SUFFIX)
         }
+        for name in bare - found:
+            if not _is_name(name):
+                logger.warning("not an index: its name is not allowed. key=%s%s", names.VECTORS, name)
         return sorted(
             {name for name, alive_now in zip(found, alive, strict=True) if alive_now}
             | {name for name in bare - found if _is_name(name)}
@@ -225,7 +237,10 @@ class Indexes:
         key = names.compatibility_key(name)
         data = await self.store.get(key)
         logger.info("adopting an old index file. key=%s bytes=%s", key, len(data))
-        return await self._seed(name, 0, memoryview(data), keep_source=True)
+        try:
+            return await self._seed(name, 0, memoryview(data), keep_source=True)
+        except Invalid as error:  # the request is right, the file is not
+            raise Corrupt(f"an old index file cannot be adopted: {error.message} key=`{key}`") from error
 
     async def _has_bare_file(self, name: str) -> bool:
         """Asked by listing: a degraded store may answer 404 for an object it has, but it lists it."""
@@ -282,7 +297,14 @@ class Indexes:
         """End an index and remove its compatibility copy.  Raises `NotFound`."""
         names.checked_index_name(name)
         async with self._lock(name):
-            await self._finish_drop(await self._resolved(name))
+            try:
+                collection = await self._resolved(name)
+            except Corrupt:
+                if await incarnations.current(self.store, name) is not None:
+                    raise
+                await self.store.delete(names.compatibility_key(name))  # a bare file that nobody can read
+                return
+            await self._finish_drop(collection)
 
     async def _finish_drop(self, collection: Collection) -> None:
         """End every shard's log, create the record that ends the life, and no other, then remove what is left."""
@@ -347,6 +369,14 @@ class Indexes:
             target.position,
         )
 
+    async def renewed(self, name: str) -> bool:
+        """Whether the name stands for another life than this process thought; that one is open then."""
+        known = self._open.get(name)
+        if known is None or self.store.exclusive:
+            return False
+        async with self._lock(name):
+            return await self._resolved(name) is not known
+
     async def fresh(self, name: str) -> Collection:
         """The index of that name with everything acknowledged before this call."""
         collection = await self.open(name)
@@ -380,6 +410,14 @@ async def _merge_chunk(
     """Copy one chunk, then clear it; an error counts its items as failed and leaves them in source."""
     operation = Operation.UPSERT if overwrite else Operation.ADD_IF_ABSENT
     try:
+        batch, versions, refused = _storable(batch, versions, target.params)
+        tally = replace(
+            tally,
+            failed=tally.failed + len(refused),
+            first_error=tally.first_error or next(iter(refused), None),
+        )
+        if not batch.ids:
+            return tally
         if overwrite:  # an item without metadata must not keep dest's
             batch = Batch(batch.ids, batch.vectors, tuple(value or b"" for value in batch.metadata))
         written = await target.write(operation, batch)
@@ -393,6 +431,28 @@ async def _merge_chunk(
         merged=tally.merged + written.added,
         skipped_already_present=tally.skipped_already_present + written.skipped,
     )
+
+
+def _storable(
+    batch: Batch, versions: tuple[int, ...], params: IndexParams
+) -> tuple[Batch, tuple[int, ...], list[str]]:
+    """What `params` allows of a batch, with its versions, and why the rest is refused."""
+    try:
+        check_vectors(batch.vectors, params.distance)
+        return batch, versions, []
+    except Invalid:
+        pass
+    rows, refused = [], []
+    for j, item_id in enumerate(batch.ids):
+        try:
+            check_vectors(batch.vectors[j : j + 1], params.distance, f"vector of {item_id}")
+            rows.append(j)
+        except Invalid as error:
+            refused.append(error.message)
+    allowed = Batch(
+        tuple(batch.ids[j] for j in rows), batch.vectors[rows], tuple(batch.metadata[j] for j in rows)
+    )
+    return allowed, tuple(versions[j] for j in rows), refused
 
 
 @contextlib.contextmanager

@@ -56,6 +56,8 @@ READ_ATTEMPTS = 3
 """Reads of a hole before the log is called damaged; a degraded store may answer 404 for an object it has."""
 FOLLOWED_SLOTS_MAX = 40_000
 """Slots a follower remembers before it asks what snapshots cover: four times what makes its writer take one."""
+STALE_POLLS = 3
+"""Polls that an eventual read may lag before its answer says so."""
 RESTARTS_MAX = 32
 """Times one catch-up starts again; each needs a newer snapshot, so more means something is badly wrong."""
 FENCE_ATTEMPTS_MAX = 32
@@ -192,12 +194,22 @@ class Shard:
             try:
                 async with asyncio.timeout(deadline_s):
                     await self._joined_catch_up()
-            except (Unavailable, TimeoutError):
+            except TimeoutError:
+                self._read_failures = self.settings.breaker_failures  # one wait is enough
+            except Unavailable:
                 self._read_failures += 1
             else:
                 return 0.0
         self.poke()
         return max(self.runtime.monotonic() - self._known_at, 0.001)
+
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since the last look at the store that found nothing missing; 0 for less than a few polls."""
+        if self.store.exclusive:
+            return 0.0
+        age = self.runtime.monotonic() - self._known_at
+        return age if age > STALE_POLLS * self.settings.tail_poll_s else 0.0
 
     def poke(self) -> None:
         """Start a catch-up in the background if the last one is long ago; for eventual reads."""
@@ -421,6 +433,7 @@ class Shard:
             async with asyncio.timeout(self.settings.write_deadline_s if deadline_s is None else deadline_s):
                 result, position = await asyncio.shield(pending.answer)
         except TimeoutError as error:
+            self.log.failures = max(self.log.failures, self.settings.breaker_failures)  # one wait is enough
             raise self._given_up(pending) from error
         except asyncio.CancelledError:
             self._given_up(pending)

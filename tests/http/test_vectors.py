@@ -93,12 +93,38 @@ def test_absent_metadata_keeps_and_null_or_an_empty_object_clears(client: httpx.
 
 
 def test_metadata_comes_back_byte_for_byte(client: httpx.Client, index: str) -> None:
-    text = b'{"z" : 1,  "a":12345678901234567890123, "a":1e400, "s":"\\u00e9\xc3\xa9\\/", "d":[ ] , "f":1.10}'
+    text = b'{"z" : 1,  "a":12345678901234567890123, "a":1e300, "s":"\\u00e9\xc3\xa9\\/", "d":[ ] , "f":1.10}'
     body = b'{"items":[{"id":"raw","metadata":' + text + b',"vector":[1,2,3]}]}'
     assert client.post(f"{index}/add", content=body).status_code == 200
     assert text in client.get(f"{index}/items/raw").content
     assert text in client.post(f"{index}/search", json={"vector": [1, 2, 3], "k": 1}).content
     assert text in client.post(f"{index}/scroll", json={}).content
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1E+400", b"9" * 400])
+def test_a_number_beyond_a_double_in_metadata_is_refused(
+    client: httpx.Client, index: str, number: bytes
+) -> None:
+    """It is JSON, but most readers would refuse every answer that holds it."""
+    body = b'{"items":[{"id":"x","vector":[1,2,3],"metadata":{"a":' + number + b"}}]}"
+    before = client.get(index).json()
+    answer = client.post(f"{index}/add", content=body)
+    assert answer.status_code == 400
+    assert "items[0].metadata" in answer.json()["detail"]
+    assert client.get(index).json() == before
+
+
+def test_keys_are_matched_without_regard_to_case_and_unknown_ones_passed_over(client: httpx.Client) -> None:
+    answer = client.post("/vectors/index", json={"Name": "cased", "Dimension": 2, "Colour": "red"})
+    assert answer.status_code == 201
+    answer = client.post(
+        "/vectors/index/cased/add",
+        json={"Items": [{"ID": "a", "Vector": [1, 0], "Metadata": {"N": 1}, "Other": 2}]},
+    )
+    assert answer.json() == {"added": 1, "length": 1}
+    answer = client.post("/vectors/index/cased/search", json={"Vector": [1, 0], "K": 1, "Filter": "N = 1"})
+    assert [hit["id"] for hit in answer.json()["results"]] == ["a"]
+    assert client.delete("/vectors/index/cased").status_code == 204
 
 
 @pytest.mark.parametrize("metadata", [[1, "two", None], "text", 3.5, True, {"deep": {"er": [{}]}}])

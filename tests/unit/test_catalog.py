@@ -54,7 +54,7 @@ async def test_names_that_look_like_paths_stay_apart(catalog: Catalog, store: Me
 async def test_a_bare_manifest_becomes_version_1_before_version_2(
     catalog: Catalog, store: MemoryStore
 ) -> None:
-    await store.put(manifest.bare_key("old"), b'{"name":"old","Schema_Fingerprint":"f","objects":null}')
+    await store.put(manifest.bare_keys("old")[0], b'{"name":"old","Schema_Fingerprint":"f","objects":null}')
     await catalog.register(asked("old", "k"))
     keys = [info.key for info in await store.list(manifest.versions_prefix("old"))]
     assert keys == [manifest.version_key("old", 1), manifest.version_key("old", 2)]
@@ -66,7 +66,7 @@ async def test_a_bare_manifest_becomes_version_1_before_version_2(
 async def test_a_manifest_that_cannot_be_read_is_corrupt(
     catalog: Catalog, store: MemoryStore, data: bytes
 ) -> None:
-    await store.put(manifest.bare_key("bare"), data)
+    await store.put(manifest.bare_keys("bare")[0], data)
     await store.put(manifest.version_key("versioned", 1), data)
     for name in ("bare", "versioned"):
         with pytest.raises(Corrupt):

@@ -29,7 +29,7 @@ from lakehouse.cli.output import (
     print_json,
     print_table,
 )
-from lakehouse.core.errors import Conflict, Corrupt, Invalid
+from lakehouse.core.errors import Conflict, Corrupt, Invalid, LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.client import Client
@@ -289,6 +289,11 @@ def _import_online(content: Content, index: str, url: str | None, api_key: str |
         lake.create(index, params.dimension, m=params.m, ef_search=params.ef_search, distance=params.distance)
         for start in range(0, total, IMPORT_ROWS):
             end = min(total, start + IMPORT_ROWS)
-            lake.add(index, content.ids[start:end], content.vectors[start:end], content.metadata[start:end])
+            metadata = [value or None for value in content.metadata[start:end]]
+            try:
+                lake.add(index, content.ids[start:end], content.vectors[start:end], metadata)
+            except LakehouseError:
+                lake.drop(index)  # no half index is left behind
+                raise
             tick(end)
         return lake.index(index).length

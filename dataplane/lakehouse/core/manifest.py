@@ -131,9 +131,10 @@ def version_key(name: str, version: int) -> str:
     return key
 
 
-def bare_key(name: str) -> str:
-    """Where the old system kept its one manifest per dataset."""
-    return f"{MANIFESTS}{quote(name, safe='')}{SUFFIX}"
+def bare_keys(name: str) -> tuple[str, ...]:
+    """Where the old system may have kept its one manifest per dataset: the name escaped, or as it is."""
+    escaped = quote(name, safe="")
+    return tuple(f"{MANIFESTS}{written}{SUFFIX}" for written in dict.fromkeys((escaped, name)))
 
 
 def parse(data: bytes, key: str) -> Manifest:

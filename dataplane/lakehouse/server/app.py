@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lakehouse.catalog import Catalog
-from lakehouse.core.errors import Dropped, LakehouseError
+from lakehouse.core.errors import Dropped, Invalid, LakehouseError
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime, SystemRuntime
@@ -74,7 +74,7 @@ class App:
         self._guard = Guard(settings.keys)
         self._budget = BodyBudget(settings.body_bytes_in_flight_max)
         self._gateway: Gateway | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[list[str]] | None = None
         self._tree = Node()
         self._handlers: dict[str, Handler] = {}
         self._id_prefix = self.runtime.uuid().hex[:16]
@@ -99,7 +99,7 @@ class App:
         self._join(self._apis())
         if self.indexes is not None:
             self.metrics.watch(self.indexes.all_opened)
-            self._loading = self.runtime.spawn(_load(self.indexes), name="load indexes")
+            self._loading = self.runtime.spawn(_load(self.indexes, self.runtime), name="load indexes")
 
     async def close(self) -> None:
         """Finish writes that were taken, then release the store."""
@@ -146,7 +146,9 @@ class App:
         """The handlers of the roles that run here, by the first part of a route's name."""
         settings, roles, store = self.settings, self.settings.roles, self._store
         apis: dict[str, object] = {
-            "health": HealthApi(roles, store, self.runtime, self.metrics, self._is_loading, openapi.document)
+            "health": HealthApi(
+                roles, store, self.runtime, self.metrics, self._is_loading, self._unloaded, openapi.document
+            )
         }
         if store is None:
             return apis
@@ -161,6 +163,11 @@ class App:
 
     def _is_loading(self) -> bool:
         return self._loading is not None and not self._loading.done()
+
+    def _unloaded(self) -> str:
+        """Which indexes could not be opened at start; empty for none."""
+        failed = self._loading.result() if self._loading is not None and self._loading.done() else []
+        return f"could not be opened: {', '.join(failed)}" if failed else ""
 
     def _join(self, apis: dict[str, object]) -> None:
         self._tree = route_tree(self._paths())
@@ -221,6 +228,17 @@ class App:
             return await handler(request)
         except Dropped:
             return await handler(request)
+        except Invalid:  # judged by another life's dimension, perhaps
+            name = request.params.get("name")
+            if self.indexes is None or name is None or not await self._is_renewed(self.indexes, name):
+                raise
+            return await handler(request)
+
+    async def _is_renewed(self, indexes: Indexes, name: str) -> bool:
+        try:
+            return await indexes.renewed(name)
+        except LakehouseError:
+            return False
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
         given = headers.get(b"x-request-id")
@@ -236,7 +254,8 @@ class App:
         if node is None:
             path = raw_path.decode("ascii", "backslashreplace")
             return None, problem.response(404, f"no such route. path=`{path}`", request.request_id)
-        route = node.routes.get(scope["method"])
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # uvicorn leaves the body out
+        route = node.routes.get(method)
         if route is None:
             allowed = ", ".join(sorted(node.routes))
             return None, problem.response(
@@ -268,6 +287,10 @@ class App:
 _NOTHING = Response(204)
 
 
+LOAD_AGAIN_S = 2.0
+"""Between attempts to list the indexes at start while the store is away."""
+
+
 def create_app(settings: Settings, runtime: Runtime | None = None, store: ObjectStore | None = None) -> App:
     """The ASGI application of a process with these settings; `store` overrides the one they name."""
     return App(settings, runtime, store)
@@ -277,10 +300,18 @@ async def _not_available(request: Request) -> Response:
     return problem.response(501, "not available in this version", request.request_id)
 
 
-async def _load(indexes: Indexes) -> None:
+async def _load(indexes: Indexes, runtime: Runtime) -> list[str]:
     """Open every index, so that no request waits for a replay; one that cannot be opened stops no other."""
-    for name in await indexes.open_all():
-        logger.error("index not loaded index=%s", name)
+    while True:
+        try:
+            failed = await indexes.open_all()
+        except LakehouseError as error:
+            logger.error("indexes cannot be listed: trying again. error=%s", error)
+            await runtime.sleep(LOAD_AGAIN_S)
+            continue
+        for name in failed:
+            logger.error("index not loaded index=%s", name)
+        return failed
 
 
 def _log_access(request: Request, status: int, seconds: float) -> None:

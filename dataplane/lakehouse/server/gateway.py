@@ -94,7 +94,11 @@ def _target(url: str) -> tuple[httpx.URL, bytes]:
 
 
 def _unversioned(raw_path: bytes) -> bytes:
-    return raw_path.removeprefix(VERSION_PREFIX.encode())
+    """The path as sent; `.` and `..` escaped, because the client would resolve them before the role can refuse."""
+    segments = raw_path.removeprefix(VERSION_PREFIX.encode()).split(b"/")
+    return b"/".join(
+        segment.replace(b".", b"%2E") if segment in (b".", b"..") else segment for segment in segments
+    )
 
 
 def _request_headers(request: Request) -> list[tuple[bytes, bytes]]:

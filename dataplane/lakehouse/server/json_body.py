@@ -7,6 +7,8 @@ survive.  What this module does not do: check vectors or ids; `lakehouse.core.ty
 
 import array
 import binascii
+import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
@@ -28,7 +30,7 @@ Include = Literal["vectors", "metadata"]
 Whole = int | None
 
 
-class AddItem(msgspec.Struct):
+class AddItem(msgspec.Struct, forbid_unknown_fields=True):
     """One item of an add."""
 
     id: str
@@ -36,13 +38,13 @@ class AddItem(msgspec.Struct):
     metadata: msgspec.Raw = msgspec.Raw()
 
 
-class AddBody(msgspec.Struct):
+class AddBody(msgspec.Struct, forbid_unknown_fields=True):
     """Items, each still as text, so that a large batch is decoded in small steps."""
 
     items: list[msgspec.Raw] = []
 
 
-class SearchOptions(msgspec.Struct, kw_only=True):
+class SearchOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What every search takes beside its vectors; in the query string when the body is binary."""
 
     k: Whole = None
@@ -66,7 +68,7 @@ class BatchBody(SearchOptions, kw_only=True):
     vectors: list[VectorText]
 
 
-class CreateBody(msgspec.Struct):
+class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Parameters of a new index; 0 and the empty string mean the default, as in the old contract."""
 
     name: str
@@ -78,7 +80,7 @@ class CreateBody(msgspec.Struct):
     shards: Whole = None
 
 
-class MergeBody(msgspec.Struct):
+class MergeBody(msgspec.Struct, forbid_unknown_fields=True):
     """Where to merge into, and what to do then."""
 
     dest: str = ""
@@ -136,11 +138,18 @@ class Decoder:
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+        self._fields = frozenset(getattr(kind, "__struct_encode_fields__", ()))
 
     def __call__(self, body: bytes | msgspec.Raw, where: str = "") -> Any:
         """The body's value.  Raises `Invalid` with the place that is wrong."""
         try:
-            return self._decoder.decode(body)
+            try:
+                return self._decoder.decode(body)
+            except msgspec.ValidationError:
+                folded = self._folded(body)
+                if folded is None:
+                    raise
+                return self._decoder.decode(folded)
         except msgspec.ValidationError as error:
             raise Invalid(f"the body is not as expected: {_placed(str(error), where)}") from error
         except msgspec.DecodeError as error:
@@ -151,6 +160,24 @@ class Decoder:
             raise Invalid("the body is not UTF-8") from error
         except RecursionError as error:
             raise Invalid("the body is nested too deeply") from error
+
+    def _folded(self, body: bytes | msgspec.Raw) -> bytes | None:
+        """The body with its keys in the case of our fields and without unknown ones; None if they were so already.
+
+        The old system's decoder matched keys without regard to case and passed over unknown ones.
+        """
+        if not self._fields:
+            return None
+        check_nesting(bytes(body), "the body")
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        known = {name: value for name, value in fields.items() if name in self._fields}
+        for name, value in fields.items():
+            if name.lower() in self._fields:
+                known.setdefault(name.lower(), value)
+        return None if known.keys() == fields.keys() else msgspec.json.encode(known)
 
 
 decode_item = Decoder(AddItem)
@@ -167,7 +194,7 @@ def _placed(message: str, where: str) -> str:
 
 
 def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def check_utf8(body: bytes) -> None:
@@ -241,7 +268,26 @@ def metadata_text(raw: msgspec.Raw | bytes, where: str) -> bytes | None:
     if len(text) < 16 and _NOTHING.fullmatch(text):
         return CLEAR
     check_nesting(text, where)
+    if _HUGE.search(text):
+        _check_numbers(text, where)
     return text
+
+
+_HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{308}")
+
+
+def _check_numbers(text: bytes, where: str) -> None:
+    """Raises `Invalid` for a number such as 1e999: valid JSON, but most readers refuse the whole answer over it."""
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise Invalid(
+                f"{where} holds a number beyond a double: send it as a string. number=`{number[:40]}`"
+            )
+        return value
+
+    json.loads(text, parse_float=finite, parse_int=lambda number: finite(number))
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
