@@ -184,8 +184,11 @@ def _explained(error: SqlglotError) -> str:
         return f"filter is not a SQL predicate: write one such as price < 50. error=`{_ANSI.sub('', str(error))[:200]}`"
     first = details[0]
     near = first.get("highlight") or ""
+    described = str(first.get("description", "syntax error")).lower().rstrip(".")
+    if described.startswith("required keyword"):  # the parser's own word for it names its classes
+        described = "an operand is missing"
     return (
-        f"filter is not a SQL predicate: {str(first.get('description', 'syntax error')).lower().rstrip('.')}; "
+        f"filter is not a SQL predicate: {described}; "
         f"write one such as price < 50. line=`{first.get('line')}` position=`{first.get('col')}` near=`{near[:80]}`"
     )
 
