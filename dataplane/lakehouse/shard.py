@@ -724,23 +724,23 @@ class Shard:
     async def _maintain(self) -> None:
         """Build segments and snapshot until there is nothing to do; started by each round of writes."""
         failures = 0
+        retry_at = 0.0
         try:
             while not self._closing and not self.replica.dropped:
-                idle_for = self.runtime.monotonic() - self._last_write_at
+                now = self.runtime.monotonic()
+                idle_for = now - self._last_write_at
                 idle = idle_for >= self.settings.settle_after_s and self._drainer is None
-                if failures == 0 and self._snapshot_is_due():
-                    failures += not await self._snapshot_quietly()
+                wanted = self._snapshot_is_due() or (idle and self._worth_a_snapshot())
+                if wanted and now >= retry_at:
+                    failures = 0 if await self._snapshot_quietly() else failures + 1
+                    retry_at = now + SNAPSHOT_RETRY.delay_s(failures, self.runtime) if failures else 0.0
                 elif await self._build_once(idle=idle):
                     continue
-                elif not idle:
-                    await self.runtime.sleep(max(0.05, self.settings.settle_after_s - idle_for))
-                elif failures == 0 and not (self._is_writer and self._worth_a_snapshot()):
+                elif idle and not wanted:
                     return
-                else:  # an idle snapshot, or one that is due and failed before
-                    await self.runtime.sleep(
-                        SNAPSHOT_RETRY.delay_s(failures, self.runtime) if failures else 0
-                    )
-                    failures = 0 if await self._snapshot_quietly() else failures + 1
+                else:
+                    quiet_in = retry_at - now if idle else self.settings.settle_after_s - idle_for
+                    await self.runtime.sleep(max(0.05, quiet_in))
         finally:
             self._keeper = None
 
@@ -772,7 +772,7 @@ class Shard:
 
     def _worth_a_snapshot(self) -> bool:
         size = self._newest.size if self._newest else 0
-        return self.replica.log_bytes >= max(self.settings.snapshot_idle_bytes, size // 4)
+        return self._is_writer and self.replica.log_bytes >= max(self.settings.snapshot_idle_bytes, size // 4)
 
     async def _snapshot_quietly(self) -> bool:
         """Take a snapshot; whether that succeeded."""
