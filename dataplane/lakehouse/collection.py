@@ -443,7 +443,7 @@ class Collection:
     # -------------------------------------------------------------- snapshots
 
     async def snapshot(self, name: str | None = None) -> dict[str, object]:
-        """Take a verified snapshot of every shard; a name keeps it until it is removed by that name.
+        """Take a verified snapshot of every shard; a name keeps it, also when the index is dropped.
 
         Raises `Conflict` if the name is taken.
         """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lakehouse.collection import Collection, shard_of
-from lakehouse.core import names
+from lakehouse.core import incarnation, names
 from lakehouse.core.entry import Kind, decode_header
 from lakehouse.core.errors import (
     Busy,
@@ -121,6 +121,14 @@ async def test_whoever_opens_a_log_that_ends_in_drop_finishes_the_deletion(runti
     assert not await keys(store, "_vectors/a.lhv1")
     assert (await other.create(IndexParams("a", 4))).length == 0
     await other.close()
+
+
+async def test_an_index_of_a_newer_release_is_refused(runtime: SystemRuntime) -> None:
+    store = MemoryStore()
+    record = replace(incarnation.begin(0, runtime.uuid(), IndexParams("a", 4), 1), entry_version=2)
+    await store.create("_vectors/a/inc/0000000000.json", incarnation.encode(record))
+    with pytest.raises(Corrupt, match="newer release"):
+        await Indexes(store, runtime).open("a")
 
 
 async def test_fence_and_drop_entries_outlive_the_index(runtime: SystemRuntime) -> None:

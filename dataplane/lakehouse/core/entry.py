@@ -106,7 +106,15 @@ def encode_request(request: Request, digest: bytes | None = None) -> EncodedRequ
             np.array(request.versions, dtype="<u8").tobytes() if request.versions else b"",
         )
     )
-    shape = (request.operation, 0, len(request.key), len(ids), dimension, sum(map(len, ids)), len(metadata))
+    shape = (
+        int(request.operation),
+        0,
+        len(request.key),
+        len(ids),
+        dimension,
+        sum(map(len, ids)),
+        len(metadata),
+    )
     if digest is None:
         digest = hashlib.sha256(repr(shape[:1] + shape[3:]).encode() + body).digest()[:16]
     return EncodedRequest(request, digest, REQUEST.pack(*shape, digest) + request.key + body)

@@ -66,6 +66,8 @@ def decode(data: bytes) -> Incarnation:
         stated = body.pop("sha256")
         if hashlib.sha256(_dumped(body)).hexdigest() != stated or data != _dumped(body | {"sha256": stated}):
             raise Corrupt(f"incarnation record does not match its checksum. bytes=`{data[:80]!r}`")
+        if body["entry_version"] > ENTRY_VERSION:
+            raise Corrupt(f"index of a newer release: use that one. entry_version=`{body['entry_version']}`")
         if "uuid" not in body:
             return Incarnation(body["number"], None, None, 0, body["entry_version"], ends=UUID(body["ends"]))
         params = dict(body["params"])

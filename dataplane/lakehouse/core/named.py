@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 
 from lakehouse.core.errors import Corrupt, Invalid
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,248}[a-z0-9])?")
+"""At most 250 bytes, so that its record's name fits a directory entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class NamedFile:
 def checked_name(name: str) -> str:
     """`name` if a snapshot may be called that: Kubernetes' rule for names.  Raises `Invalid`."""
     if not _NAME.fullmatch(name):
-        raise Invalid(f"a snapshot name has 1 to 253 lower-case letters, digits, `.` or `-`. name=`{name}`")
+        raise Invalid(f"a snapshot name has 1 to 250 lower-case letters, digits, `.` or `-`. name=`{name}`")
     return name
 
 

@@ -237,7 +237,7 @@ OPERATIONS: dict[str, Operation] = {
         "Liveness; never depends on the store", answers={200: _json(_object("status", status=STRING))}
     ),
     "health.readyz": Operation(
-        "Readiness: the store answers and every index is loaded",
+        "Readiness: loading at start has ended; `checks` tells of indexes not opened and of the store",
         answers={
             200: _json(_object("status checks", status=STRING, checks=_object())),
             503: _json(_object("status checks", status=STRING, checks=_object())),
