@@ -43,8 +43,7 @@ async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarn
     doubt = False
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            if await _created(store, key, data):
-                return
+            return await _create_once(store, key, data)
         except Unavailable as error:
             doubt = doubt or error.outcome is Outcome.UNKNOWN
             logger.warning("record is in doubt. key=%s attempt=%s error=%s", key, attempt, error)
@@ -55,21 +54,18 @@ async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarn
     )
 
 
-async def _created(store: ObjectStore, key: str, data: bytes) -> bool:
-    """Whether the record is there; False when nothing is there yet after an answer was lost."""
-    lost: Unavailable | None = None
+async def _create_once(store: ObjectStore, key: str, data: bytes) -> None:
+    """One attempt, and a look at what is there if its answer says too little.  Raises `Conflict`, `Unavailable`."""
     try:
         await store.create(key, data)
-        return True
+        return
+    except Conflict:
+        doubt = Unavailable(f"the store refuses a record that it does not list. key=`{key}`")
     except Unavailable as error:
         if error.outcome is Outcome.NOT_COMMITTED:
             raise
-        lost = error
-    except Conflict:
-        pass
-    infos = await store.list(key)
-    if not infos:
-        raise lost or Unavailable(f"the store refuses a record that it does not list. key=`{key}`")
+        doubt = error
+    if not await store.list(key):
+        raise doubt
     if await _read(store, key) != data:
         raise Conflict(f"another life of this index was there first. key=`{key}`")
-    return True

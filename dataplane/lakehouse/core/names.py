@@ -71,11 +71,6 @@ def log_prefix(name: str, incarnation: UUID, shard: int) -> str:
     return f"{shard_prefix(name, incarnation, shard)}log/"
 
 
-def log_key(name: str, incarnation: UUID, shard: int, seq: int) -> str:
-    """One slot of a log."""
-    return f"{shard_prefix(name, incarnation, shard)}log/{seq:020}"
-
-
 def snapshot_prefix(name: str, incarnation: UUID, shard: int) -> str:
     """The snapshots of a shard."""
     return f"{shard_prefix(name, incarnation, shard)}snap/"

@@ -265,8 +265,3 @@ class MergeResult:
     length_source: int = 0
     first_error: str | None = None
     position: Position | None = field(default=None, compare=False)
-
-
-def finite(value: float) -> bool:
-    """Whether JSON can hold `value`."""
-    return math.isfinite(value)

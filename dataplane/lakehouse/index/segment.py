@@ -161,9 +161,6 @@ class Marks:
     def version(self, row: int) -> int:
         return int(self._versions[row])
 
-    def is_dead(self, row: int) -> bool:
-        return bool(int(self._dead[row >> 6]) >> (row & 63) & 1)
-
     def kill(self, row: int) -> None:
         """Row `row`, live until now, is dead."""
         if self._dead_shared:
