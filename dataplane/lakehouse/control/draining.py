@@ -1,0 +1,103 @@
+"""When a fresh tier is merged into its target: when it holds enough, or its first item has waited long.
+
+A target that cannot take the items (it is missing, of another shape, follows a dataset, or drains back here) is told of
+at once, not only when a drain is due.  What this module does not do: merge.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from lakehouse.control import duration, rounds
+from lakehouse.control.conditions import Condition, ConditionType, false, true, unknown, waiting
+from lakehouse.control.kinds import Drain, OnConflict, VectorIndexSpec
+from lakehouse.control.plan import Merge
+from lakehouse.control.state import Act, ObservedIndex, ObservedTarget
+
+_KIND = ConditionType.DRAIN_CURRENT
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to drain now, what to tell, and when to look again."""
+
+    action: Merge | None
+    condition: Condition
+    waits: tuple[float | None, ...] = ()
+
+
+def decide(spec: VectorIndexSpec, name: str, observed: ObservedIndex, now: datetime) -> Decision:
+    """The drain's part of a round."""
+    drain = spec.drain
+    if drain is None:
+        return Decision(None, unknown(_KIND, "NotConfigured", "no drain is asked for"))
+    if observed.store.reachable is not True:
+        return Decision(None, unknown(_KIND, "StorageNotReachable"))
+    blocked = _blocked(drain, name, spec, observed.target)
+    if blocked is not None:
+        return Decision(None, blocked)
+    if spec.suspend or observed.suspended:
+        return Decision(None, unknown(_KIND, "Suspended"))
+    wait = _wait_s(drain, observed, now)
+    if wait is None or wait > 0:
+        items = observed.items or 0
+        told = f"{items} of {drain.max_items} items"
+        return Decision(None, true(_KIND, "BelowLimit", told if items else "empty"), (wait,))
+    return _due(drain, observed, now)
+
+
+def _wait_s(drain: Drain, observed: ObservedIndex, now: datetime) -> float | None:
+    """Seconds until a drain is due; None when nothing is there to drain."""
+    if not observed.items:
+        return None
+    if observed.items >= drain.max_items:
+        return 0.0
+    since = observed.pending_since or now
+    return (since + drain.max_age - now).total_seconds()
+
+
+def _due(drain: Drain, observed: ObservedIndex, now: datetime) -> Decision:
+    if observed.work is not None:
+        if observed.work.act is Act.MERGE:
+            return Decision(None, true(_KIND, "Draining", observed.work.progress))
+        return Decision(None, waiting(_KIND, "Waiting", f"until {observed.work.act} has ended"))
+    if not observed.serving:
+        return Decision(None, waiting(_KIND, "NotServing", "the index itself does not answer"))
+    if observed.target is None or not observed.target.serving:
+        return Decision(
+            None, false(_KIND, "TargetNotServing", f"the target does not answer. into=`{drain.into}`")
+        )
+    merge = Merge(drain.into, replace=drain.on_conflict is OnConflict.REPLACE)
+    failed = rounds.failure_of(observed.failures, Act.MERGE, merge.subject)
+    if failed is None:
+        return Decision(merge, true(_KIND, "Draining", "a drain is starting"))
+    held = rounds.held_s(observed.failures, merge, now)
+    overdue = duration.render(now - observed.pending_since) if observed.pending_since else "a while"
+    told = f"{failed.message} (attempt {failed.attempts}; the first item has waited {overdue})"
+    return Decision(None if held else merge, false(_KIND, "DrainFailed", told), (held,))
+
+
+def _blocked(
+    drain: Drain, name: str, spec: VectorIndexSpec, target: ObservedTarget | None
+) -> Condition | None:
+    if target is None or not target.exists:
+        return waiting(_KIND, "TargetNotFound", f"no such index. into=`{drain.into}`")
+    if name in target.chain:
+        ring = " → ".join((name, drain.into, *target.chain[: target.chain.index(name) + 1]))
+        return false(
+            _KIND, "DrainCycle", f"the drains go round in a ring, and nothing would ever rest: {ring}"
+        )
+    if target.dimension != spec.dimension:
+        return false(
+            _KIND, "DimensionMismatch", f"{drain.into} has dimension {target.dimension}, not {spec.dimension}"
+        )
+    if target.distance != spec.distance.value:
+        return false(
+            _KIND,
+            "DistanceMismatch",
+            f"{drain.into} has distance {target.distance}, not {spec.distance.value}",
+        )
+    if target.read_only:
+        return false(
+            _KIND, "TargetReadOnly", f"{drain.into} follows a dataset, so nothing else may write to it"
+        )
+    return None

@@ -1,0 +1,153 @@
+"""What to do next about an IndexSnapshot: take it once, within its deadline, and tell what became of it.
+
+A snapshot is complete when its record is in the store, whoever took it and whenever.  One that is not complete by its
+deadline has failed for good: a worker that died cannot leave it running for ever.  What this module does not do: decide
+when snapshots are taken (`snapshot_schedule`).
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from lakehouse.control import conditions, rounds
+from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown
+from lakehouse.control.kinds import DeletionPolicy, IndexSnapshotSpec
+from lakehouse.control.plan import Action, DeleteSnapshotFiles, Plan, StopWork, TakeSnapshot
+from lakehouse.control.state import Act, ObservedIndexSnapshot, Resource, SnapshotState
+
+_KIND = ConditionType.COMPLETE
+_FINAL = ("DeadlineExceeded", "FilesGone")
+"""Reasons of `Complete=False` after which nothing is tried again."""
+
+
+def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, now: datetime) -> Plan:
+    """The next round for one IndexSnapshot."""
+    if resource.meta.deletion_requested:
+        return _deletion(resource, observed, now)
+    remaining = (_deadline(resource) - now).total_seconds()
+    complete = _complete(resource, observed, remaining)
+    actions = _actions(resource, observed, complete, remaining, now)
+    found = [true(ConditionType.ACCEPTED, "Valid"), rounds.storage(observed.store), complete]
+    waits = [] if _is_final(complete) else _waits(resource, observed, remaining, now)
+    return rounds.plan(resource, _fields(resource, observed, complete), found, actions, waits, now)
+
+
+def state_of(status: Mapping[str, Any]) -> SnapshotState:
+    """Where a snapshot stands, by its status."""
+    complete = conditions.find(status, _KIND)
+    if complete.get("status") == Status.TRUE:
+        return SnapshotState.SUCCEEDED
+    if complete.get("reason") in _FINAL:
+        return SnapshotState.FAILED
+    return SnapshotState.RUNNING if complete.get("reason") == "Running" else SnapshotState.PENDING
+
+
+def _deadline(resource: Resource[IndexSnapshotSpec]) -> datetime:
+    return resource.meta.created_at + timedelta(seconds=resource.spec.deadline_s)
+
+
+def _take(resource: Resource[IndexSnapshotSpec], remaining: float) -> TakeSnapshot:
+    return TakeSnapshot(resource.spec.index, resource.meta.name, max(0.0, remaining))
+
+
+def _is_final(complete: Condition) -> bool:
+    return complete.status is Status.TRUE or complete.reason in _FINAL
+
+
+def _actions(
+    resource: Resource[IndexSnapshotSpec],
+    observed: ObservedIndexSnapshot,
+    complete: Condition,
+    remaining: float,
+    now: datetime,
+) -> list[Action]:
+    if observed.work is not None:
+        return [StopWork()] if _is_final(complete) else []
+    if _is_final(complete) or observed.store.reachable is not True or not observed.index_serving:
+        return []
+    take = _take(resource, remaining)
+    return [] if rounds.held_s(observed.failures, take, now) else [take]
+
+
+def _waits(
+    resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, remaining: float, now: datetime
+) -> list[float | None]:
+    waits: list[float | None] = [
+        remaining,
+        rounds.held_s(observed.failures, _take(resource, remaining), now) or None,
+    ]
+    if observed.work is not None or not observed.index_serving or observed.store.reachable is not True:
+        waits.append(rounds.WORKING_S)
+    return waits
+
+
+def _complete(
+    resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, remaining: float
+) -> Condition:
+    before = conditions.find(resource.status, _KIND)
+    if observed.record is not None:
+        return true(_KIND, "Verified")
+    if observed.store.reachable is not True and (
+        before.get("status") == Status.TRUE or before.get("reason") in _FINAL
+    ):
+        return Condition(_KIND, Status(before["status"]), before["reason"], before.get("message", ""))
+    if before.get("status") == Status.TRUE or before.get("reason") == "FilesGone":
+        return false(_KIND, "FilesGone", "it was complete, and its files are not there any more")
+    failed = rounds.failure_of(observed.failures, Act.TAKE_SNAPSHOT, resource.meta.name)
+    why = failed.message if failed is not None else _waiting_for(resource, observed)
+    if before.get("reason") == "DeadlineExceeded":
+        return false(_KIND, "DeadlineExceeded", before.get("message", ""))
+    if remaining <= 0:
+        told = f"not complete {resource.spec.deadline_s} s after it was asked for"
+        return false(_KIND, "DeadlineExceeded", f"{told}: {why}" if why else told)
+    if observed.work is not None:
+        return unknown(_KIND, "Running", observed.work.progress)
+    if failed is not None:
+        return conditions.waiting(_KIND, "Retrying", f"{why} (attempt {failed.attempts})")
+    return unknown(_KIND, "Pending", why)
+
+
+def _waiting_for(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot) -> str:
+    if observed.store.reachable is not True:
+        return observed.store.detail or "the store does not answer"
+    if not observed.index_exists:
+        return f"no such VectorIndex. name=`{resource.spec.index}`"
+    return "" if observed.index_serving else "the index does not answer"
+
+
+def _fields(
+    resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, complete: Condition
+) -> dict[str, Any]:
+    before, record = resource.status, observed.record
+    started = conditions.timestamp(observed.work.started_at) if observed.work is not None else None
+    kept = {"startedAt": before.get("startedAt") or started}
+    if record is None:
+        names = ("uri", "digest", "position", "items", "size", "completedAt")
+        return {**{name: before.get(name) for name in names}, **kept}
+    return {
+        "uri": record.uri,
+        "digest": record.digest,
+        "position": record.position,
+        "items": record.items,
+        "size": record.size,
+        "completedAt": conditions.timestamp(record.completed_at)
+        if record.completed_at
+        else before.get("completedAt"),
+        **kept,
+    }
+
+
+def _deletion(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, now: datetime) -> Plan:
+    # While an index is being restored from it, the files stay; that ends, well or not.
+    files = DeleteSnapshotFiles(resource.spec.index, resource.meta.name)
+    return rounds.deletion(
+        resource,
+        cleanup=files if observed.record is not None else None,
+        wanted=resource.spec.deletion_policy is DeletionPolicy.DELETE,
+        store=observed.store,
+        failures=observed.failures,
+        working=observed.work is not None,
+        ready=_KIND,
+        now=now,
+        in_use=observed.in_use,
+    )

@@ -1,0 +1,189 @@
+"""What every kind's reconcile shares: waiting after a failure, the store's condition, and how a round is put together.
+
+What this module does not do: decide anything about a kind.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from lakehouse.control import conditions
+from lakehouse.control.conditions import Condition, ConditionType
+from lakehouse.control.plan import (
+    Action,
+    CreateSnapshotResource,
+    DropDataset,
+    DropIndex,
+    Event,
+    EventType,
+    Plan,
+    RemoveResource,
+    StopWork,
+)
+from lakehouse.control.state import Act, Failure, Resource, Running, StoreState
+
+S = TypeVar("S")
+
+BACKOFF_S = 5.0
+"""Wait after the first failure of an action; a store that hiccups is back by then."""
+BACKOFF_MAX_S = 600.0
+"""Longest wait; it is reached with the eighth failure in a row."""
+AGAIN_S = 1.0
+"""After acting: soon enough that what was done is seen as done."""
+WORKING_S = 10.0
+"""While something long runs: how often its progress is told."""
+UNREACHABLE_S = 10.0
+"""While the store does not answer."""
+DELETION_DEADLINE = timedelta(minutes=10)
+"""Cleaning up that has not worked for so long is skipped, so that a namespace can always be deleted."""
+
+
+def backoff_s(attempts: int) -> float:
+    """Seconds to wait after so many failures in a row: 5, 10, 20, … 600."""
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(max(attempts, 1) - 1, 30))
+
+
+def failure_of(failures: Sequence[Failure], act: Act, subject: str | None = None) -> Failure | None:
+    """The failure of an act, of this subject where one is given."""
+    for one in failures:
+        if one.act is act and subject in (None, one.subject):
+            return one
+    return None
+
+
+def held_s(failures: Sequence[Failure], action: Action, now: datetime) -> float:
+    """Seconds until `action` may be tried again; 0 when it may be now."""
+    failed = failure_of(failures, action.act, action.subject)
+    return 0.0 if failed is None else _held_s(failed, now)
+
+
+def _held_s(failed: Failure, now: datetime) -> float:
+    wait = backoff_s(failed.attempts)
+    # Never longer than the wait itself: the clock may have been set back since.
+    return min(wait, max(0.0, wait - (now - failed.at).total_seconds()))
+
+
+def waits(
+    store: StoreState, work: Running | None, failures: Sequence[Failure], now: datetime
+) -> list[float | None]:
+    """When any kind is looked at again: after a failure's wait, while something runs, while the store is away."""
+    held = [one for failed in failures if (one := _held_s(failed, now)) > 0]
+    away = [] if store.reachable else [UNREACHABLE_S]
+    return [*held, *away, *([WORKING_S] if work is not None else [])]
+
+
+def storage(store: StoreState) -> Condition:
+    """Whether the store answers."""
+    kind = ConditionType.STORAGE_REACHABLE
+    if store.reachable is None:
+        return conditions.unknown(kind, store.reason or "Pending", store.detail)
+    if store.reachable:
+        return conditions.true(kind, store.reason or "ProbeSucceeded", store.detail)
+    return conditions.false(kind, store.reason or "NotReachable", store.detail)
+
+
+def plan(
+    resource: Resource[S],
+    fields: Mapping[str, Any],
+    found: Sequence[Condition],
+    actions: Sequence[Action],
+    waits: Sequence[float | None],
+    now: datetime,
+    *,
+    told: Sequence[Event] = (),
+) -> Plan:
+    """One round's outcome; a field that is None is left out of the status."""
+    old = resource.status.get("conditions", ())
+    status = {
+        "observedGeneration": resource.meta.generation,
+        **{name: value for name, value in fields.items() if value is not None},
+        "conditions": conditions.merged(old, found, generation=resource.meta.generation, now=now),
+    }
+    soon = [AGAIN_S] if actions else []
+    times = [max(0.0, one) for one in (*soon, *waits) if one is not None]
+    return Plan(
+        status=status,
+        actions=tuple(actions),
+        events=(*told, *conditions.events(old, found), *map(_started, filter(_is_told, actions))),
+        requeue_after_s=min(times, default=None),
+        status_changed=status != resource.status,
+    )
+
+
+def _is_told(action: Action) -> bool:
+    return action.long or isinstance(action, (CreateSnapshotResource, DropIndex, DropDataset))
+
+
+def _started(action: Action) -> Event:
+    subject = f": {action.subject}" if action.subject else ""
+    return Event(EventType.NORMAL, f"{action.act}Started", f"{action.act}{subject}")
+
+
+def deletion(
+    resource: Resource[S],
+    *,
+    cleanup: Action | None,
+    wanted: bool,
+    store: StoreState,
+    failures: Sequence[Failure],
+    working: bool,
+    ready: ConditionType,
+    now: datetime,
+    in_use: bool = False,
+) -> Plan:
+    """A round for a resource that is to go.
+
+    `cleanup` is what is left to remove from the store, None for nothing; `wanted` says whether the store is to be
+    cleaned up at all, and then it is waited for, but not past the deadline and not where it is gone.  While `in_use`,
+    nothing is removed.
+    """
+    asked = resource.meta.deletion_requested_at or now
+    remaining = (asked + DELETION_DEADLINE - now).total_seconds()
+    tried = cleanup is not None and failure_of(failures, cleanup.act) is not None
+    told: list[Event] = []
+    actions: list[Action] = []
+    waits: list[float | None] = []
+    if working:
+        actions, waits = [StopWork()], [AGAIN_S]
+    elif in_use and remaining > 0:
+        waits = [min(remaining, WORKING_S)]
+    elif not wanted or (store.reachable and cleanup is None):
+        actions = [RemoveResource()]
+    elif store.gone or (remaining <= 0 and (not store.reachable or tried)):
+        actions = [RemoveResource()]
+        told = [Event(EventType.WARNING, "CleanupSkipped", _skipped(store, failures))]
+    elif store.reachable and cleanup is not None and not held_s(failures, cleanup, now):
+        actions = [cleanup]
+    else:
+        held = held_s(failures, cleanup, now) if cleanup is not None else 0.0
+        waits = [min(remaining, held or UNREACHABLE_S)]
+    gone = conditions.waiting(ready, "Deleting", "the resource is being deleted")
+    kept = [one for one in _kept(resource.status) if one.type is not ready]
+    fields = {
+        name: value
+        for name, value in resource.status.items()
+        if name not in ("conditions", "observedGeneration")
+    }
+    return plan(resource, fields, [*kept, gone], actions, waits, now, told=told)
+
+
+def _skipped(store: StoreState, failures: Sequence[Failure]) -> str:
+    why = store.detail or store.reason if not store.reachable else "; ".join(one.message for one in failures)
+    return f"the data was left where it is: {why or 'it could not be removed in time'}"
+
+
+def _kept(status: Mapping[str, Any]) -> list[Condition]:
+    return [
+        Condition(
+            ConditionType(one["type"]),
+            conditions.Status(one["status"]),
+            one["reason"],
+            one.get("message", ""),
+        )
+        for one in status.get("conditions", ())
+    ]
+
+
+def seconds_until(moment: datetime | None, now: datetime) -> float | None:
+    """From `now`; not negative; None for none."""
+    return None if moment is None else max(0.0, (moment - now).total_seconds())

@@ -1,0 +1,189 @@
+"""Which snapshots of an index are to be made and which are to go.
+
+The schedule's memory is the world itself: a firing is done when the IndexSnapshot that is named after it is there, so
+whoever takes over knows what is missing.  One run makes up for all firings missed.  Retention counts successes only and
+never removes the newest.  What this module does not do: take a snapshot; that is an IndexSnapshot's own round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from lakehouse.control import checks, conditions, rounds, schedule
+from lakehouse.control.conditions import Condition, ConditionType, false, true, unknown, waiting
+from lakehouse.control.kinds import Retention, SnapshotSchedule, VectorIndexSpec
+from lakehouse.control.plan import (
+    SCHEDULED_DEADLINE_S,
+    Action,
+    CreateSnapshotResource,
+    DeleteSnapshotResource,
+)
+from lakehouse.control.state import Act, ObservedIndex, ObservedSnapshot, Resource, SnapshotState
+
+_KIND = ConditionType.SNAPSHOT_CURRENT
+FAILED_KEPT = 3
+"""Failed scheduled snapshots that stay to be looked at, where there is a retention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to make and remove, what to tell, and when to look again."""
+
+    actions: tuple[Action, ...]
+    condition: Condition
+    status: dict[str, Any] = field(default_factory=dict)
+    """`status.snapshot`."""
+    waits: tuple[float | None, ...] = ()
+
+
+def decide(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: datetime) -> Decision:
+    """The snapshots' part of a round."""
+    asked = resource.spec.snapshots
+    seen = observed.snapshots
+    status = _status(seen)
+    if asked is None:
+        return Decision((), unknown(_KIND, "NotConfigured", "no schedule is asked for"), status)
+    if checks.problems(resource.spec):
+        return Decision((), unknown(_KIND, "InvalidSpec"), status)
+    kept, expires = _retained(asked.retention, seen, now)
+    if asked.suspend or resource.spec.suspend:
+        return Decision(kept, unknown(_KIND, "Suspended"), status, (expires,))
+    owed = _owed(resource, asked, observed, now)
+    upcoming = owed or schedule.next_after(asked.schedule, asked.time_zone, now)
+    status = status | {"nextScheduleTime": conditions.timestamp(upcoming)}
+    made = _creation(resource, observed, owed)
+    found = _current(resource, asked, seen, now)
+    return Decision((*made, *kept), found, status, (expires, rounds.seconds_until(upcoming, now) or None))
+
+
+# ---- making ---------------------------------------------------------------------------------------------------------
+
+
+def _owed(
+    resource: Resource[VectorIndexSpec], asked: SnapshotSchedule, observed: ObservedIndex, now: datetime
+) -> datetime | None:
+    """The newest firing that is past and has no snapshot, if one is to be made for it."""
+    newest = schedule.latest_until(asked.schedule, asked.time_zone, now)
+    if _handled(resource, observed, newest):
+        return None
+    told = conditions.moment(resource.status.get("snapshot", {}).get("nextScheduleTime"))
+    if told is None:
+        return newest if newest > resource.meta.created_at else None
+    if not schedule.fires_at(asked.schedule, asked.time_zone, told):
+        return None  # the schedule is another one since: it owes nothing yet
+    return newest if newest >= told else None
+
+
+def _handled(resource: Resource[VectorIndexSpec], observed: ObservedIndex, firing: datetime) -> bool:
+    name = schedule.snapshot_name(resource.meta.name, firing)
+    taken = rounds.failure_of(observed.failures, Act.CREATE_SNAPSHOT_RESOURCE, name)
+    if taken is not None and taken.reason == "Conflict":
+        return True  # something else has the name: this firing is skipped, and the event said so
+    return any(
+        one.name == name or (one.scheduled_for is not None and one.scheduled_for >= firing)
+        for one in observed.snapshots
+    )
+
+
+def _creation(
+    resource: Resource[VectorIndexSpec], observed: ObservedIndex, owed: datetime | None
+) -> tuple[Action, ...]:
+    unfinished = any(_scheduled(one) and not _final(one) for one in observed.snapshots)
+    if owed is None or unfinished or not observed.serving:
+        return ()
+    name = resource.meta.name
+    return (CreateSnapshotResource(schedule.snapshot_name(name, owed), name, owed),)
+
+
+# ---- removing -------------------------------------------------------------------------------------------------------
+
+
+def _retained(
+    retention: Retention | None, seen: Sequence[ObservedSnapshot], now: datetime
+) -> tuple[tuple[Action, ...], float | None]:
+    """What retention removes, and in how many seconds it may remove more."""
+    if retention is None:
+        return (), None
+    scheduled = [one for one in seen if _scheduled(one)]
+    good = _newest_first(one for one in scheduled if one.state is SnapshotState.SUCCEEDED)
+    bad = _newest_first(one for one in scheduled if one.state is SnapshotState.FAILED)
+    # With keepWithin alone every older one goes but the newest; with keepLast alone every one after the last of them.
+    counted = good[: max(retention.keep_last or 0, 1)]
+    within = retention.keep_within or timedelta()
+    young = [one for one in good[len(counted) :] if _finished(one) + within > now]
+    gone = [one for one in good[len(counted) :] if one not in young] + bad[FAILED_KEPT:]
+    ends = [rounds.seconds_until(_finished(one) + within, now) for one in young]
+    removable = (one for one in gone if not one.in_use)
+    return tuple(DeleteSnapshotResource(one.name) for one in removable), min(filter(None, ends), default=None)
+
+
+def _newest_first(snapshots: Any) -> list[ObservedSnapshot]:
+    return sorted(snapshots, key=lambda one: (one.scheduled_for, one.name), reverse=True)
+
+
+def _scheduled(one: ObservedSnapshot) -> bool:
+    return one.scheduled_for is not None and not one.deleting
+
+
+def _final(one: ObservedSnapshot) -> bool:
+    return one.state in (SnapshotState.SUCCEEDED, SnapshotState.FAILED)
+
+
+def _finished(one: ObservedSnapshot) -> datetime:
+    return one.completed_at or one.created_at
+
+
+# ---- telling --------------------------------------------------------------------------------------------------------
+
+
+def _last_successful(seen: Sequence[ObservedSnapshot]) -> ObservedSnapshot | None:
+    good = [one for one in seen if one.state is SnapshotState.SUCCEEDED and not one.deleting]
+    return max(good, key=lambda one: (_finished(one), one.name), default=None)
+
+
+def _failures_since(
+    seen: Sequence[ObservedSnapshot], last: ObservedSnapshot | None
+) -> list[ObservedSnapshot]:
+    failed = [one for one in seen if one.state is SnapshotState.FAILED and _scheduled(one)]
+    return [one for one in failed if last is None or one.created_at > last.created_at]
+
+
+def _status(seen: Sequence[ObservedSnapshot]) -> dict[str, Any]:
+    last = _last_successful(seen)
+    failures = len(_failures_since(seen, last))
+    if last is None:
+        return {"consecutiveFailures": failures} if failures else {}
+    told = {"name": last.name, "uri": last.uri, "position": last.position, "digest": last.digest}
+    when = {"completedAt": conditions.timestamp(_finished(last))}
+    kept = {name: value for name, value in told.items() if value}
+    return {"lastSuccessful": kept | when, "consecutiveFailures": failures}
+
+
+def _current(
+    resource: Resource[VectorIndexSpec],
+    asked: SnapshotSchedule,
+    seen: Sequence[ObservedSnapshot],
+    now: datetime,
+) -> Condition:
+    last = _last_successful(seen)
+    failures = _failures_since(seen, last)
+    if failures:
+        newest = max(failures, key=lambda one: one.created_at)
+        return false(
+            _KIND, "LastFailed", f"{newest.name}: {newest.message}" if newest.message else newest.name
+        )
+    # A firing may take as long as its deadline before it is missed.
+    expected = schedule.latest_until(
+        asked.schedule, asked.time_zone, now - timedelta(seconds=SCHEDULED_DEADLINE_S)
+    )
+    if last is None:
+        if expected > resource.meta.created_at:
+            return false(
+                _KIND, "Overdue", f"none has been taken, and one was due at {conditions.timestamp(expected)}"
+            )
+        return waiting(_KIND, "NeverTaken", "the first one is not due yet")
+    covered = max(one for one in (last.scheduled_for, last.completed_at, last.created_at) if one is not None)
+    if covered < expected and expected > resource.meta.created_at:
+        return false(_KIND, "Overdue", f"one was due at {conditions.timestamp(expected)}")
+    return true(_KIND, "WithinSchedule", last.name)

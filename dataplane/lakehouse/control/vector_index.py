@@ -1,0 +1,503 @@
+"""What to do next about a VectorIndex, from what it asks for and what was seen.
+
+Level-triggered: the answer depends on the state only, never on how it came about, so a round may be lost, repeated or
+interrupted between any two actions.  At most one long action runs for an index at a time; content comes before drains.
+What this module does not do: snapshots' schedule (`snapshot_schedule`), drains (`draining`), or anything at all.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lakehouse.control import checks, conditions, draining, rounds, snapshot_schedule
+from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown, waiting
+from lakehouse.control.documents import shown
+from lakehouse.control.kinds import DeletionPolicy, Follow, Source, VectorIndexSpec
+from lakehouse.control.plan import (
+    Action,
+    BuildIndex,
+    CreateIndex,
+    DropIndex,
+    Plan,
+    RebuildIndex,
+    RestoreIndex,
+    Resume,
+    SetEfSearch,
+    StopWork,
+    Suspend,
+    TakeOver,
+    digest_of,
+)
+from lakehouse.control.state import ADOPT_ANNOTATION, Act, Life, ObservedIndex, ObservedSource, Resource
+
+_CONTENT = (Act.CREATE, Act.BUILD, Act.RESTORE, Act.REBUILD)
+_LIST = re.compile(r"(?P<item>[A-Z0-9]+)(\([0-9, ]+\))?\[(?P<length>[0-9]*)\]")
+_NUMBERS = frozenset(
+    {"FLOAT", "REAL", "DOUBLE", "DECIMAL", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"}
+    | {"UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at an index: what is wanted, what was seen, and when."""
+
+    resource: Resource[VectorIndexSpec]
+    observed: ObservedIndex
+    now: datetime
+
+    @property
+    def name(self) -> str:
+        return self.resource.meta.name
+
+    @property
+    def spec(self) -> VectorIndexSpec:
+        return self.resource.spec
+
+    @property
+    def adopts(self) -> bool:
+        return self.resource.meta.annotations.get(ADOPT_ANNOTATION) == "true"
+
+    @property
+    def ours(self) -> Life | None:
+        """The life, if this resource owns it."""
+        life = self.observed.life
+        return life if life is not None and life.owner == self.observed.identity else None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What its content needs: an action, or why there is none."""
+
+    action: Action | None
+    blocked: Condition | None = None
+    """`UpToDate` where something is needed and cannot be done."""
+
+
+def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: datetime) -> Plan:
+    """The next round for one VectorIndex."""
+    look = Look(resource, observed, now)
+    if resource.meta.deletion_requested:
+        return _deletion(look)
+    accepted = _accepted(look)
+    source = _source_resolved(look)
+    content = _content(look, source) if _may_act(look, accepted) else Content(None)
+    drained = draining.decide(resource.spec, resource.meta.name, observed, now)
+    kept = snapshot_schedule.decide(resource, observed, now)
+    actions = _actions(look, accepted, content, drained, kept)
+    found = [
+        accepted,
+        rounds.storage(observed.store),
+        source,
+        _ready(look, accepted, source),
+        _up_to_date(look, accepted, source, content),
+        kept.condition,
+        drained.condition,
+        _restored(look),
+    ]
+    waits = [*drained.waits, *kept.waits, *_waits(look)]
+    return rounds.plan(resource, _fields(look, kept), found, actions, waits, now)
+
+
+# ---- what to do -----------------------------------------------------------------------------------------------------
+
+
+def _may_act(look: Look, accepted: Condition) -> bool:
+    return accepted.status is Status.TRUE and look.observed.store.reachable is True
+
+
+def _actions(
+    look: Look,
+    accepted: Condition,
+    content: Content,
+    drained: draining.Decision,
+    kept: snapshot_schedule.Decision,
+) -> list[Action]:
+    observed, spec = look.observed, look.spec
+    if observed.store.reachable is not True:
+        return []
+    if _takes_over(look):
+        return _allowed(look, [TakeOver(observed.identity)])
+    if accepted.status is not Status.TRUE:
+        return []
+    if spec.suspend:
+        return _suspending(look)
+    if observed.suspended:
+        return _allowed(look, [Resume()])
+    actions: list[Action] = []
+    if look.ours is not None and observed.ef_search not in (None, spec.hnsw.ef_search):
+        actions.append(SetEfSearch(spec.hnsw.ef_search))
+    if content.action is not None and observed.work is None:
+        actions += _allowed(look, [content.action])
+    if drained.action is not None and observed.work is None and not any(one.long for one in actions):
+        actions.append(drained.action)
+    return _allowed(look, [*actions, *kept.actions])
+
+
+def _suspending(look: Look) -> list[Action]:
+    if look.observed.work is not None:
+        return [StopWork()]
+    if look.ours is not None and not look.observed.suspended:
+        return _allowed(look, [Suspend()])
+    return []
+
+
+def _allowed(look: Look, actions: Sequence[Action]) -> list[Action]:
+    """Those that did not fail a moment ago."""
+    return [one for one in actions if not rounds.held_s(look.observed.failures, one, look.now)]
+
+
+def _waits(look: Look) -> list[float | None]:
+    observed = look.observed
+    starting = look.ours is not None and not observed.serving and not observed.suspended
+    usual = rounds.waits(observed.store, observed.work, observed.failures, look.now)
+    return [*usual, rounds.WORKING_S if starting else None]
+
+
+# ---- who owns it ----------------------------------------------------------------------------------------------------
+
+
+def _takes_over(look: Look) -> bool:
+    """Whether the life there is another's or nobody's, and becomes ours.
+
+    Nobody's is taken without being asked where that changes none of its items.
+    """
+    life = look.observed.life
+    if life is None or look.ours is not None or _mismatch(look, life) or checks.problems(look.spec):
+        return False
+    harmless = life.owner is None and look.spec.source is None and look.spec.bootstrap is None
+    return look.adopts or harmless
+
+
+def _accepted(look: Look) -> Condition:
+    kind, life = ConditionType.ACCEPTED, look.observed.life
+    wrong = checks.problems(look.spec)
+    if wrong:
+        return false(kind, "InvalidSpec", "; ".join(f"{shown(one.path)}: {one.message}" for one in wrong))
+    if life is None:
+        return true(kind, "Valid")
+    mismatch = _mismatch(look, life)
+    if look.ours is None and not _takes_over(look) and not (mismatch and look.adopts):
+        return false(kind, "PrefixTaken", _taken(life, look.observed.identity))
+    if mismatch:
+        return false(kind, "ParamsMismatch", mismatch)
+    if look.ours is None:
+        failed = rounds.failure_of(look.observed.failures, Act.TAKE_OVER)
+        whose = f"of {life.owner}" if life.owner else "not declared"
+        return unknown(kind, "TakingOver", failed.message if failed else f"the index was {whose} until now")
+    return true(kind, "Valid", _built_otherwise(look, life))
+
+
+def _taken(life: Life, identity: str) -> str:
+    whose = (
+        f"belongs to {life.owner}" if life.owner else "was not declared, and this resource would replace it"
+    )
+    return (
+        f"an index of this name is there already and {whose}; delete it, use another name, or take it over with the "
+        f'annotation {ADOPT_ANNOTATION}: "true". identity=`{identity}`'
+    )
+
+
+def _mismatch(look: Look, life: Life) -> str:
+    spec = look.spec
+    pairs = {
+        "dimension": (spec.dimension, life.params.dimension),
+        "distance": (spec.distance.value, life.params.distance.value),
+        "shards": (spec.shards, life.shards),
+    }
+    told = [
+        f"{name} is {there} and {asked} is asked for"
+        for name, (asked, there) in pairs.items()
+        if asked != there
+    ]
+    return f"the index that is there differs: {', '.join(told)}; use another name, or drop it" if told else ""
+
+
+def _built_otherwise(look: Look, life: Life) -> str:
+    """A note for an index that was built once, and whose source has been changed since."""
+    source = look.spec.source
+    if source is None or source.follow is Follow.LATEST or "dataset" not in life.origin:
+        return ""
+    if _columns(source) == {name: life.origin.get(name) for name in _columns(source)}:
+        return ""
+    return "source was changed after the index was built from it, which follow Once does once only; nothing was done"
+
+
+def _columns(source: Source) -> dict[str, Any]:
+    return {
+        "dataset": source.dataset,
+        "id_column": source.id_column,
+        "vector_column": source.vector_column,
+        "metadata_columns": list(source.metadata_columns),
+    }
+
+
+# ---- what it holds --------------------------------------------------------------------------------------------------
+
+
+def build_key(spec: VectorIndexSpec, source: Source) -> str:
+    """Of everything but the version that shapes an index built from a dataset."""
+    shape = [spec.dimension, spec.distance.value, spec.shards, spec.hnsw.m, spec.hnsw.ef_construction]
+    return digest_of({"source": _columns(source), "shape": shape})
+
+
+def _content(look: Look, resolved: Condition) -> Content:
+    if look.observed.damaged:
+        return Content(None, false(ConditionType.UP_TO_DATE, "Damaged", look.observed.damaged))
+    life, source = look.ours, look.spec.source
+    if life is None:
+        return _beginning(look, resolved)
+    if source is not None and (source.follow is Follow.LATEST or "dataset" not in life.origin):
+        return _following(look, life, source, resolved)
+    return _rebuilding(look, life)
+
+
+def _beginning(look: Look, resolved: Condition) -> Content:
+    spec, identity = look.spec, look.observed.identity
+    params = spec.params(look.name)
+    if spec.source is not None:
+        return Content(_build(look, spec.source, resolved, replaces=False))
+    if spec.bootstrap is None:
+        return Content(CreateIndex(params, spec.shards, identity))
+    there = look.observed.bootstrap
+    if spec.bootstrap.name is not None and (there is None or not there.exists or not there.complete):
+        return Content(None)
+    return Content(RestoreIndex(params, spec.shards, identity, spec.bootstrap.name, spec.bootstrap.uri))
+
+
+def _build(look: Look, source: Source, resolved: Condition, *, replaces: bool) -> BuildIndex | None:
+    seen, spec = look.observed.source, look.spec
+    if seen is None or resolved.status is not Status.TRUE:
+        return None
+    return BuildIndex(
+        params=spec.params(look.name),
+        shards=spec.shards,
+        owner=look.observed.identity,
+        dataset=source.dataset,
+        version=seen.version,
+        id_column=source.id_column,
+        vector_column=source.vector_column,
+        metadata_columns=source.metadata_columns,
+        replaces=replaces,
+        build_key=build_key(spec, source),
+    )
+
+
+def _following(look: Look, life: Life, source: Source, resolved: Condition) -> Content:
+    wanted = _build(look, source, resolved, replaces=True)
+    if wanted is None or dict(wanted.origin).items() <= dict(life.origin).items():
+        return Content(None)
+    if "dataset" not in life.origin and look.observed.items != 0 and not look.adopts:
+        why = (
+            "the index holds items that no dataset gave it, and building it would remove them; move them with a merge, "
+            f'or give them up with the annotation {ADOPT_ANNOTATION}: "true"'
+        )
+        return Content(None, false(ConditionType.UP_TO_DATE, "NotEmpty", why))
+    return Content(wanted)
+
+
+def _rebuilding(look: Look, life: Life) -> Content:
+    asked, there = look.spec.hnsw, life.params
+    if (asked.m, asked.ef_construction) == (there.m, there.ef_construction):
+        return Content(None)
+    return Content(RebuildIndex(look.spec.params(look.name)))
+
+
+# ---- the dataset ----------------------------------------------------------------------------------------------------
+
+
+def _source_resolved(look: Look) -> Condition:
+    kind, source, seen = ConditionType.SOURCE_RESOLVED, look.spec.source, look.observed.source
+    if source is None:
+        return unknown(kind, "NotConfigured", "no source is asked for")
+    if look.observed.store.reachable is not True:
+        return unknown(kind, "StorageNotReachable")
+    if seen is None:
+        return waiting(
+            kind, "DatasetNotFound", f"no version of the dataset is there yet. dataset=`{source.dataset}`"
+        )
+    reason, message = _misfit(source, seen, look.spec.dimension)
+    if reason:
+        return false(kind, reason, message)
+    return true(kind, "Resolved", f"{source.dataset}@v{seen.version}")
+
+
+def _misfit(source: Source, seen: ObservedSource, dimension: int) -> tuple[str, str]:
+    """Why the dataset's newest version cannot become the index: a reason and a message, or two empty texts."""
+    names = (source.id_column, source.vector_column, *source.metadata_columns)
+    missing = [name for name in names if seen.columns and name not in seen.columns]
+    if missing:
+        return (
+            "ColumnNotFound",
+            f"{source.dataset}@v{seen.version} has no such column. columns=`{', '.join(missing)}`",
+        )
+    kind = seen.columns.get(source.vector_column, "FLOAT[]")
+    found = _LIST.fullmatch(kind)
+    if found is None or found["item"] not in _NUMBERS:
+        return "SchemaIncompatible", (
+            f"column {source.vector_column} is not a list of numbers; a transform of the dataset can make it one, with "
+            f"CAST({source.vector_column} AS FLOAT[{dimension}]). type=`{kind}`"
+        )
+    low, high = (
+        (int(found["length"]),) * 2 if found["length"] else (seen.vector_lengths or (dimension, dimension))
+    )
+    if (low, high) != (dimension, dimension):
+        lengths = f"{low}" if low == high else f"{low} to {high}"
+        return "DimensionMismatch", (
+            f"column {source.vector_column} has vectors of {lengths} numbers, and the index of {dimension}"
+        )
+    if seen.vector_nulls:
+        return "NullVectors", (
+            f"column {source.vector_column} is null in {seen.vector_nulls} rows; a transform of the dataset can leave "
+            f"them out, with WHERE {source.vector_column} IS NOT NULL"
+        )
+    return "", ""
+
+
+# ---- what was found -------------------------------------------------------------------------------------------------
+
+
+def _ready(look: Look, accepted: Condition, source: Condition) -> Condition:
+    kind, observed = ConditionType.READY, look.observed
+    if accepted.reason in ("PrefixTaken", "ParamsMismatch"):
+        return waiting(kind, "NotAccepted", "the index of this name is not this resource's")
+    if observed.suspended:
+        return waiting(kind, "Suspended")
+    if observed.serving:
+        whole = observed.ready_replicas >= observed.replicas
+        told = f"{observed.ready_replicas} of {observed.replicas}"
+        return true(kind, "AllReplicasServing" if whole else "SomeReplicasServing", told)
+    if observed.damaged:
+        return false(kind, "Damaged", observed.damaged)
+    if observed.life is None and observed.store.reachable:
+        return _not_there_yet(look, source)
+    if conditions.find(look.resource.status, kind).get("status") == Status.TRUE:
+        return false(kind, "ReplicasUnavailable", observed.serving_detail)
+    before = conditions.find(look.resource.status, kind)
+    if before.get("reason") == "ReplicasUnavailable":
+        return false(kind, "ReplicasUnavailable", observed.serving_detail)
+    return waiting(kind, "Starting", observed.serving_detail)
+
+
+def _not_there_yet(look: Look, source: Condition) -> Condition:
+    kind, observed = ConditionType.READY, look.observed
+    if look.spec.suspend:
+        return waiting(kind, "Suspended")
+    if observed.work is not None and observed.work.act in _CONTENT:
+        return waiting(kind, _doing(observed.work.act), observed.work.progress)
+    if source.status is Status.FALSE:
+        return waiting(kind, "SourceNotResolved", source.message)
+    failed = next((one for one in observed.failures if one.act in _CONTENT), None)
+    if failed is not None:
+        return waiting(kind, f"{failed.act}Failed", failed.message)
+    return waiting(kind, "Pending", "nothing has been made of it yet")
+
+
+def _doing(act: Act) -> str:
+    return {Act.BUILD: "Building", Act.RESTORE: "Restoring", Act.REBUILD: "Rebuilding"}.get(act, "Creating")
+
+
+def _up_to_date(look: Look, accepted: Condition, source: Condition, content: Content) -> Condition:
+    kind, observed = ConditionType.UP_TO_DATE, look.observed
+    if not _may_act(look, accepted):
+        return unknown(kind, "NotAccepted" if observed.store.reachable else "StorageNotReachable")
+    if content.blocked is not None:
+        return content.blocked
+    if observed.work is not None and observed.work.act in _CONTENT:
+        return waiting(kind, _doing(observed.work.act), observed.work.progress)
+    if content.action is not None:
+        return _pending(look, content.action)
+    if look.ours is None:
+        waits_for = "SourceNotResolved" if look.spec.source is not None else "SnapshotNotFound"
+        return waiting(kind, waits_for, source.message)
+    if look.spec.read_only and source.status is Status.FALSE:
+        return waiting(kind, "SourceNotResolved", source.message)
+    failed = rounds.failure_of(observed.failures, Act.SET_EF_SEARCH, str(look.spec.hnsw.ef_search))
+    if failed is not None:
+        return false(kind, "SetEfSearchFailed", failed.message)
+    return true(kind, "Current", _built_from(look.ours.origin))
+
+
+def _pending(look: Look, action: Action) -> Condition:
+    kind = ConditionType.UP_TO_DATE
+    failed = rounds.failure_of(look.observed.failures, action.act, action.subject)
+    if failed is not None:
+        again = rounds.held_s(look.observed.failures, action, look.now)
+        told = f"{failed.message} (attempt {failed.attempts})"
+        return false(kind, f"{action.act}Failed", told if again else f"{told}; trying again")
+    if look.spec.suspend:
+        return waiting(kind, "Suspended", f"{action.act} waits until the index is no longer suspended")
+    return waiting(kind, "RebuildRequired" if action.act is Act.REBUILD else f"{action.act}Required")
+
+
+def _built_from(origin: Mapping[str, Any]) -> str:
+    return f"{origin['dataset']}@v{origin['version']}" if "dataset" in origin else ""
+
+
+_RESTORE_FAILED = {"Corrupt": "DigestMismatch", "NotFound": "SnapshotNotFound"}
+
+
+def _restored(look: Look) -> Condition:
+    kind, asked, observed = ConditionType.RESTORED, look.spec.bootstrap, look.observed
+    if asked is None:
+        return unknown(kind, "NotConfigured", "no bootstrap is asked for")
+    if observed.life is not None:
+        made = look.ours.origin if look.ours is not None else {}
+        wanted = {"snapshot": asked.name} if asked.name is not None else {"uri": asked.uri}
+        if wanted.items() <= made.items():
+            return true(kind, "Verified")
+        return false(
+            kind, "NotEmpty", "the index was there before and was not restored: restore into a new name"
+        )
+    if observed.work is not None and observed.work.act is Act.RESTORE:
+        return unknown(kind, "InProgress", observed.work.progress)
+    failed = rounds.failure_of(observed.failures, Act.RESTORE, asked.name or asked.uri)
+    if failed is not None:
+        return false(kind, _RESTORE_FAILED.get(failed.reason, "RestoreFailed"), failed.message)
+    if (
+        asked.name is not None
+        and observed.store.reachable
+        and not (observed.bootstrap and observed.bootstrap.exists)
+    ):
+        return waiting(kind, "SnapshotNotFound", f"no such IndexSnapshot. name=`{asked.name}`")
+    if asked.name is not None and observed.bootstrap and not observed.bootstrap.complete:
+        return unknown(kind, "SnapshotNotComplete", observed.bootstrap.detail)
+    return unknown(kind, "Pending")
+
+
+# ---- status and deletion --------------------------------------------------------------------------------------------
+
+
+def _fields(look: Look, kept: snapshot_schedule.Decision) -> dict[str, Any]:
+    observed, before = look.observed, look.resource.status
+    drained = observed.last_drain
+    origin = look.ours.origin if look.ours is not None else {}
+    built = {"dataset": origin["dataset"], "version": origin["version"]} if "dataset" in origin else None
+    last = {"lastTime": conditions.timestamp(drained.at), "lastMerged": drained.merged} if drained else None
+    unseen = observed.store.reachable is not True
+    return {
+        "replicas": observed.replicas,
+        "readyReplicas": observed.ready_replicas,
+        "selector": observed.selector or None,
+        "endpoint": observed.endpoint or None,
+        "items": before.get("items") if observed.items is None else observed.items,
+        "position": before.get("position") if observed.position is None else observed.position,
+        "snapshot": kept.status or None,
+        "drain": last or before.get("drain"),
+        "source": before.get("source") if unseen else built,
+    }
+
+
+def _deletion(look: Look) -> Plan:
+    return rounds.deletion(
+        look.resource,
+        cleanup=DropIndex() if look.ours is not None else None,
+        wanted=look.spec.deletion_policy is DeletionPolicy.DELETE,
+        store=look.observed.store,
+        failures=look.observed.failures,
+        working=look.observed.work is not None,
+        ready=ConditionType.READY,
+        now=look.now,
+    )
