@@ -1,17 +1,21 @@
 """The catalog: datasets by name, each a chain of create-only manifest versions in the bucket.
 
-The Parquet is there before its manifest is, so whoever reads a manifest can read what it names.  Two
-registrations at once race for the next version's key; the loser reads again and decides anew.  What the
-catalog does not do: look at the objects it lists.
+The Parquet is there before its manifest is, so whoever reads a manifest can read what it names; and a manifest
+is gone before its Parquet is, so whoever finds one missing looks for the newest again.  Two who publish at once
+race for the next version's key; the loser reads again and decides anew.  A dropped dataset leaves a tombstone in
+its chain, so nothing of the life before can follow it.  What the catalog does not do: look at the objects it
+lists, or write them.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from urllib.parse import unquote
 
 from lakehouse.core import manifest
-from lakehouse.core.errors import Busy, Conflict, Corrupt, Invalid, NotFound
-from lakehouse.core.manifest import Manifest, Registered, Registration
+from lakehouse.core.errors import Busy, Conflict, Corrupt, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.manifest import Manifest, Registered, Registration, Tombstone
 from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
 
@@ -19,6 +23,18 @@ logger = logging.getLogger(__name__)
 
 RACES_MAX = 16
 """Lost races for one version before a registration gives up; each means that another one succeeded."""
+ORPHAN_AGE_S = 24 * 3_600
+"""Objects of an attempt that no manifest names are left alone for so long: the attempt may still be at work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Where a dataset's chain of versions ends."""
+
+    newest: Manifest | None
+    """None when there is no such dataset, or not any more."""
+    last: int
+    """The highest version that is taken; 0 for none."""
 
 
 class Catalog:
@@ -31,29 +47,44 @@ class Catalog:
     async def register(self, asked: Registration) -> Registered:
         """Publish what `manifest.register` decides.  Raises `Conflict` on another fingerprint."""
         for _ in range(RACES_MAX):
+            chain = await self.chain(asked.name)
             decided = manifest.register(
-                await self._newest(asked.name),
+                chain.newest,
                 asked,
                 dataset_id=self._runtime.uuid(),
                 created_at=self._runtime.now().isoformat(),
+                first=chain.last + 1,
             )
             if not decided.publish:
                 return decided
             try:
-                if decided.manifest.version == 2:
-                    await self._adopt(asked.name)
-                await self._publish(decided.manifest)
+                await self.publish(decided.manifest)
             except Conflict:
                 continue
             return decided
         raise Busy(f"too many registrations of one dataset at once: try again. name=`{asked.name}`")
 
-    async def manifest(self, name: str) -> Manifest:
-        """The newest version.  Raises `NotFound`."""
-        newest = await self._newest(manifest.checked_dataset_name(name))
-        if newest is None:
+    async def publish(self, new: Manifest) -> None:
+        """Write the version after the newest.  Raises `Conflict` when another one took its place."""
+        if new.version == 2:
+            await self._adopt(new.name)
+        await self._create(manifest.version_key(new.name, new.version), new.to_bytes())
+
+    async def manifest(self, name: str, version: int | None = None) -> Manifest:
+        """The newest version, or that one.  Raises `NotFound`."""
+        manifest.checked_dataset_name(name)
+        found = (await self.chain(name)).newest if version is None else await self._version(name, version)
+        if found is None:
+            which = "" if version is None else f" version=`{version}`"
+            raise NotFound(f"no such dataset{'' if version is None else ' or version'}. name=`{name}`{which}")
+        return found
+
+    async def versions(self, name: str) -> Sequence[int]:
+        """The versions that can be read, ascending.  Raises `NotFound`."""
+        chain = await self.chain(manifest.checked_dataset_name(name))
+        if chain.newest is None:
             raise NotFound(f"no such dataset. name=`{name}`")
-        return newest
+        return [version for version, _ in await self._living(name, chain.newest)] or [1]
 
     async def list(self) -> Sequence[Manifest]:
         """The newest version of every dataset, by name."""
@@ -64,19 +95,120 @@ class Catalog:
         found = [await self._readable(name) for name in sorted(names)]
         return [one for one in found if one is not None]
 
+    async def chain(self, name: str) -> Chain:
+        """Where the versions of dataset `name` end now."""
+        keys = await self._version_keys(name)
+        if not keys:
+            bare = await self._bare(name)
+            return Chain(bare, 0 if bare is None else 1)
+        last, key = keys[-1]
+        found = manifest.parse_link(await self._store.get(key), key)
+        return Chain(found if isinstance(found, Manifest) else None, last)
+
+    async def retire(
+        self, name: str, keep_versions: int, pinned: frozenset[int] = frozenset()
+    ) -> Sequence[int]:
+        """Delete all but the newest `keep_versions` and the pinned versions; returns which went.
+
+        The manifests go first, then the objects that no remaining manifest names; objects that were registered
+        from elsewhere are never touched.  Raises `NotFound`.
+        """
+        newest = await self.manifest(name)
+        living = dict(await self._living(name, newest))
+        going = manifest.retired(list(living), keep_versions, pinned)
+        if not going:
+            return ()
+        gone = [await self._parsed(living.pop(version)) for version in going]
+        remaining = [await self._parsed(key) for key in living.values()]
+        for version in going:
+            await self._store.delete(manifest.version_key(name, version))
+        await self._delete(manifest.unnamed(_found(gone), _found(remaining)))
+        return going
+
+    async def drop(self, name: str) -> None:
+        """Delete the dataset: first a tombstone ends it, then its objects and versions go.
+
+        A drop that was cut short is finished by the next one.  Raises `NotFound` when there is nothing, `Busy`
+        when others publish all the time.
+        """
+        manifest.checked_dataset_name(name)
+        last = await self._bury(name)
+        keys = [key for version, key in await self._version_keys(name) if version != last]
+        await self._delete(manifest.unnamed(_found([await self._parsed(key) for key in keys]), ()))
+        bare = [key for key in manifest.bare_keys(name) if await self._is_there(key)]
+        await self._delete((*keys, *bare))
+
+    async def _bury(self, name: str) -> int:
+        """The version of the tombstone, written now or found."""
+        for _ in range(RACES_MAX):
+            chain = await self.chain(name)
+            if chain.newest is None and (not chain.last or len(await self._version_keys(name)) == 1):
+                raise NotFound(f"no such dataset. name=`{name}`")
+            if chain.newest is None:
+                return chain.last
+            stone = Tombstone(name, chain.last + 1, self._runtime.now().isoformat())
+            try:
+                await self._create(manifest.version_key(name, stone.version), stone.to_bytes())
+            except Conflict:
+                continue
+            return stone.version
+        raise Busy(f"the dataset is being published all the time: try again. name=`{name}`")
+
+    async def collect_orphans(self, name: str) -> int:
+        """Delete objects of attempts over a day old that no version names; returns how many."""
+        now = self._runtime.now()
+        found = [
+            info.key
+            for prefix in (manifest.data_prefix(name), manifest.rejects_prefix(name))
+            for info in await self._store.list(prefix)
+        ]
+        old = frozenset(key for key in found if _age_s(key, now) > ORPHAN_AGE_S)
+        for _, key in reversed(await self._version_keys(name)):  # the newest names most of them
+            if not old:
+                break
+            named = await self._parsed(key)
+            old -= named.own_keys if named is not None else frozenset()
+        await self._delete(sorted(old))
+        return len(old)
+
+    async def _delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            await self._store.delete(key)
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            await self._store.head(key)
+        except (NotFound, Invalid):
+            return False
+        return True
+
     async def _readable(self, name: str) -> Manifest | None:
         """One unreadable manifest hides its own dataset, not all of them."""
         try:
-            return await self._newest(name)
+            return (await self.chain(name)).newest
         except (Corrupt, Invalid) as error:
             logger.error("manifest cannot be read. dataset=%s error=%s", name, error)
             return None
 
-    async def _newest(self, name: str) -> Manifest | None:
-        versions = await self._store.list(manifest.versions_prefix(name))
-        if versions:
-            return manifest.parse(await self._store.get(versions[-1].key), versions[-1].key)
-        return await self._bare(name)
+    async def _version_keys(self, name: str) -> Sequence[tuple[int, str]]:
+        infos = await self._store.list(manifest.versions_prefix(name))
+        found = ((manifest.version_of(info.key), info.key) for info in infos)
+        return [(version, key) for version, key in found if version is not None]
+
+    async def _living(self, name: str, newest: Manifest) -> Sequence[tuple[int, str]]:
+        """The versions of this life; what a drop that was cut short left of the one before is not among them."""
+        keys = await self._version_keys(name)
+        return [(version, key) for version, key in keys if version >= newest.first_version]
+
+    async def _version(self, name: str, version: int) -> Manifest | None:
+        try:
+            return await self._parsed(manifest.version_key(name, version))
+        except NotFound:
+            return await self._bare(name) if version == 1 and not await self._version_keys(name) else None
+
+    async def _parsed(self, key: str) -> Manifest | None:
+        found = manifest.parse_link(await self._store.get(key), key)
+        return found if isinstance(found, Manifest) else None
 
     async def _bare(self, name: str) -> Manifest | None:
         for key in manifest.bare_keys(name):
@@ -92,7 +224,27 @@ class Catalog:
             return
         bare = await self._bare(name)
         if bare is not None:
-            await self._publish(bare)
+            await self._create(manifest.version_key(name, 1), bare.to_bytes())
 
-    async def _publish(self, new: Manifest) -> None:
-        await self._store.create(manifest.version_key(new.name, new.version), new.to_bytes())
+    async def _create(self, key: str, data: bytes) -> None:
+        """`create`, and when the answer was lost, what became of it."""
+        try:
+            await self._store.create(key, data)
+        except Unavailable as error:
+            if error.outcome is not Outcome.UNKNOWN or not await self._holds(key, data):
+                raise
+
+    async def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return await self._store.get(key) == data
+        except NotFound:
+            return False
+
+
+def _found(manifests: Iterable[Manifest | None]) -> Sequence[Manifest]:
+    return [each for each in manifests if each is not None]
+
+
+def _age_s(key: str, now: datetime) -> float:
+    attempt = manifest.attempt_of(key)
+    return (manifest.attempt_age_s(attempt, now) if attempt else None) or 0.0

@@ -1,14 +1,17 @@
 """The catalog: create-only versions, races settled by the store, the old system's manifests adopted."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from lakehouse.catalog import Catalog
 from lakehouse.core import manifest
-from lakehouse.core.errors import Conflict, Corrupt, Invalid, NotFound
-from lakehouse.core.manifest import Registration, checked_registration
+from lakehouse.core.errors import Conflict, Corrupt, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.manifest import Registration, SourceEntry, checked_registration
+from lakehouse.core.schema import Field, Schema
 from lakehouse.runtime import SystemRuntime
+from lakehouse.store.base import BytesLike
 from lakehouse.store.memory import MemoryStore
 
 
@@ -87,3 +90,145 @@ def test_a_manifest_reads_back_as_written() -> None:
 def test_a_name_that_cannot_be_a_key_is_refused(name: str) -> None:
     with pytest.raises(Invalid):
         checked_registration(name, "f", (), None)
+
+
+async def test_versions_are_read_by_number_and_by_reference(catalog: Catalog) -> None:
+    for key in ("a", "b", "c"):
+        await catalog.register(asked("d", key))
+    assert await catalog.versions("d") == [1, 2, 3]
+    assert (await catalog.manifest("d", 2)).objects == ({"key": "b"},)
+    for name, version in (("d", 9), ("e", 1), ("e", None)):
+        with pytest.raises(NotFound):
+            await catalog.manifest(name, version)
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("products", ("products", None)),
+        ("products@v3", ("products", 3)),
+        ("a@v1@v2", ("a@v1", 2)),
+        ("a@v0", ("a@v0", None)),
+        ("a@v03", ("a@v03", None)),
+        ("@v3", ("@v3", None)),
+        ("a@3", ("a@3", None)),
+        ("a@v" + "9" * 30, ("a@v" + "9" * 30, None)),
+    ],
+)
+def test_a_reference_is_a_name_and_perhaps_a_version(
+    reference: str, expected: tuple[str, int | None]
+) -> None:
+    assert manifest.parse_reference(reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("keep", "pinned", "gone"),
+    [
+        (2, set(), [1, 2, 3]),
+        (1, {2}, [1, 3, 4]),
+        (0, set(), [1, 2, 3, 4]),
+        (9, set(), []),
+        (1, {1, 2, 3, 4, 5}, []),
+    ],
+)
+def test_retiring_keeps_the_newest_and_the_pinned(keep: int, pinned: set[int], gone: list[int]) -> None:
+    assert list(manifest.retired([1, 2, 3, 4, 5], keep, pinned)) == gone
+
+
+async def test_a_dropped_dataset_is_gone_and_a_new_life_begins_above_it(
+    catalog: Catalog, store: MemoryStore
+) -> None:
+    first = (await catalog.register(asked("d", "k"))).manifest
+    await store.put("k", b"registered, so not the catalog's to delete")
+    await catalog.drop("d")
+    assert await catalog.list() == []
+    for call in (catalog.manifest("d"), catalog.manifest("d", 1), catalog.versions("d"), catalog.drop("d")):
+        with pytest.raises(NotFound):
+            await call
+    assert await store.get("k")
+    again = await catalog.register(asked("d", "k", fingerprint="another"))
+    assert (again.existing, again.manifest.version, again.manifest.first_version) == (False, 3, 3)
+    assert again.manifest.dataset_id != first.dataset_id
+    assert manifest.parse(again.manifest.to_bytes(), "key") == again.manifest
+
+
+async def test_a_dropped_dataset_of_the_old_system_stays_dropped(
+    catalog: Catalog, store: MemoryStore
+) -> None:
+    await store.put(manifest.bare_keys("old")[0], b'{"name":"old","schema_fingerprint":"f"}')
+    await catalog.drop("old")
+    with pytest.raises(NotFound):
+        await catalog.manifest("old")
+    assert await catalog.list() == []
+
+
+async def test_a_drop_that_was_cut_short_is_finished_by_the_next(store: MemoryStore) -> None:
+    class Failing(MemoryStore):
+        failing = True
+
+        async def delete(self, key: str) -> None:
+            if self.failing:
+                raise Unavailable("the store is away")
+            await super().delete(key)
+
+    failing = Failing()
+    catalog = Catalog(failing, SystemRuntime())
+    await catalog.register(asked("d", "k"))
+    with pytest.raises(Unavailable):
+        await catalog.drop("d")
+    with pytest.raises(NotFound):
+        await catalog.manifest("d")
+    failing.failing = False
+    await catalog.drop("d")
+    assert [info.key for info in await failing.list("")] == [manifest.version_key("d", 2)]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_a_lost_answer_is_resolved_by_reading(is_written: bool) -> None:
+    class Losing(MemoryStore):
+        async def create(self, key: str, data: BytesLike) -> None:
+            if is_written:
+                await super().create(key, data)
+            raise Unavailable("the answer was lost", outcome=Outcome.UNKNOWN)
+
+    catalog = Catalog(Losing(), SystemRuntime())
+    if is_written:
+        assert (await catalog.register(asked("d", "k"))).manifest.version == 1
+        return
+    with pytest.raises(Unavailable):
+        await catalog.register(asked("d", "k"))
+
+
+def test_a_manifest_with_a_ledger_reads_back_as_written() -> None:
+    entry = SourceEntry("file:///a", "e", 3, 2, ("k",), 1, "r", ("id",), {"id": {"min": 1}})
+    whole = manifest.Manifest(
+        "d",
+        SystemRuntime().uuid(),
+        7,
+        "f",
+        ({"key": "k", "size": 1, "etag": "", "rows": 2, "source": "file:///a"},),
+        2,
+        "2026-01-01T00:00:00+00:00",
+        Schema((Field("id", "BIGINT"),)),
+        1,
+        {"id": {"null_count": 0}},
+        (entry,),
+        manifest.Rejects(1, "_catalog/rejects/d/x.parquet"),
+        "beef",
+        "append",
+        3,
+    )
+    assert manifest.parse(whole.to_bytes(), "key") == whole
+    assert whole.own_keys == {"_catalog/rejects/d/x.parquet"}
+
+
+def test_the_age_of_an_attempt_is_in_its_keys() -> None:
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    attempt = manifest.attempt_name(now, "0123456789abcdef")
+    assert attempt == "20261121T120000-01234567"
+    later = now + timedelta(hours=1)
+    for key in (manifest.data_key("a/b", attempt, 3), manifest.rejects_key("a/b", attempt)):
+        assert manifest.attempt_of(key) == attempt
+        assert manifest.attempt_age_s(attempt, later) == 3_600
+    assert manifest.attempt_of("_catalog/data/d/foreign") is None
+    assert manifest.attempt_age_s("foreign", later) is None

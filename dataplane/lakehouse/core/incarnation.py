@@ -1,17 +1,27 @@
 """An incarnation is one life of an index: dropping a name and creating it again never replays an old log.
 
-Records are create-only, the highest number wins.  A record either begins a life (it has a `uuid`) or ends one (it has
-`ends`), and carries a checksum of itself.  This module knows their JSON; it does not know where they are stored.
+Records are create-only, the highest number wins.  A record begins a life (it has a `uuid`), ends one (it has `ends`),
+or does both: then the life it begins replaces the one it ends, as soon as that one's logs end.  Each carries a
+checksum of itself.  This module knows their JSON; it does not know where they are stored.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from lakehouse.core.entry import ENTRY_VERSION
 from lakehouse.core.errors import Corrupt, Invalid
 from lakehouse.core.types import Distance, IndexParams
+
+ORIGIN_BYTES_MAX = 4_096
+"""A record is read whenever a name is looked up; an origin names where content came from, it is no content."""
+OWNER_BYTES_MAX = 1_024
+
+Origin = Mapping[str, object]
+"""A JSON object that says what an index was built from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +37,62 @@ class Incarnation:
     ends: UUID | None = None
     seeded: bool = False
     """It began with the content of a snapshot at position 0; without that file it is not empty but damaged."""
+    origin: Origin | None = None
+    """What its content was built from; None where nobody said."""
 
     @property
     def alive(self) -> bool:
         return self.uuid is not None
 
 
-def begin(number: int, uuid: UUID, params: IndexParams, shards: int) -> Incarnation:
-    """The record that begins a life."""
-    return Incarnation(number, uuid, params, shards)
+def begin(
+    number: int,
+    uuid: UUID,
+    params: IndexParams,
+    shards: int,
+    owner: str | None = None,
+    origin: Origin | None = None,
+    ends: UUID | None = None,
+    *,
+    seeded: bool = False,
+) -> Incarnation:
+    """The record that begins a life, and ends the one it replaces.  Raises `Invalid`: owner or origin too large."""
+    if owner is not None and len(owner.encode()) > OWNER_BYTES_MAX:
+        raise Invalid(f"an owner's name has at most {OWNER_BYTES_MAX} bytes. owner=`{owner[:80]}`")
+    if ends == uuid:
+        raise Invalid(f"a life cannot replace itself. uuid=`{uuid.hex}`")
+    return Incarnation(
+        number, uuid, params, shards, owner=owner, ends=ends, seeded=seeded, origin=_checked_origin(origin)
+    )
 
 
 def end(ended: Incarnation) -> Incarnation:
     """The one record that may end `ended`: its number plus one, and no other."""
     return Incarnation(ended.number + 1, None, None, 0, ends=ended.uuid)
+
+
+def taken_over(record: Incarnation, owner: str | None) -> Incarnation:
+    """The next record of the same life, with another owner."""
+    assert record.uuid is not None
+    assert record.params is not None
+    changed = begin(record.number + 1, record.uuid, record.params, record.shards, owner, record.origin)
+    return replace(changed, seeded=record.seeded, entry_version=record.entry_version)
+
+
+def _checked_origin(origin: Origin | None) -> Origin | None:
+    """A copy of `origin` that nobody else changes.  Raises `Invalid`."""
+    if origin is None:
+        return None
+    try:
+        text = json.dumps(origin, separators=(",", ":"), allow_nan=False)
+        copy = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Invalid(f"an index's origin must be a JSON object. error=`{error}`") from error
+    if not isinstance(copy, dict):
+        raise Invalid(f"an index's origin must be a JSON object. origin=`{text[:80]}`")
+    if len(text) > ORIGIN_BYTES_MAX:
+        raise Invalid(f"an index's origin has at most {ORIGIN_BYTES_MAX} bytes. bytes=`{len(text)}`")
+    return copy
 
 
 def encode(record: Incarnation) -> bytes:
@@ -50,6 +102,8 @@ def encode(record: Incarnation) -> bytes:
         params = record.params.to_json() | {"ef_construction": record.params.ef_construction}
         body |= {"uuid": record.uuid.hex, "params": params, "shards": record.shards, "owner": record.owner}
         body["seeded"] = record.seeded
+    if record.origin is not None:
+        body["origin"] = record.origin
     if record.ends is not None:
         body["ends"] = record.ends.hex
     return _dumped(body | {"sha256": hashlib.sha256(_dumped(body)).hexdigest()})
@@ -72,6 +126,9 @@ def decode(data: bytes) -> Incarnation:
             return Incarnation(body["number"], None, None, 0, body["entry_version"], ends=UUID(body["ends"]))
         params = dict(body["params"])
         params["distance"] = Distance(params["distance"])
+        origin = body.get("origin")
+        if origin is not None and not isinstance(origin, dict):
+            raise Corrupt(f"incarnation record holds an origin that is no object. bytes=`{data[:80]!r}`")
         return Incarnation(
             body["number"],
             UUID(body["uuid"]),
@@ -79,7 +136,35 @@ def decode(data: bytes) -> Incarnation:
             body["shards"],
             body["entry_version"],
             body.get("owner"),
-            seeded=body.get("seeded", False),
+            UUID(body["ends"]) if "ends" in body else None,
+            body.get("seeded", False),
+            origin,
         )
     except (ValueError, KeyError, TypeError, AttributeError, Invalid) as error:
         raise Corrupt(f"incarnation record cannot be read. bytes=`{data[:80]!r}`") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What can be read of a record that does not match its checksum."""
+
+    uuid: UUID | None
+    shards: int
+
+
+def salvaged(data: bytes) -> Salvage:
+    """What a damaged record may have said, to find what is to be removed.  Raises `Corrupt` for one that is whole.
+
+    Such a record is a newer release's: it means something, and nobody but that release may end what it begins.
+    """
+    try:
+        body = json.loads(data)
+        stated = body.pop("sha256")
+        whole = hashlib.sha256(_dumped(body)).hexdigest() == stated
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if whole:
+        raise Corrupt(f"incarnation record cannot be read by this release. bytes=`{data[:80]!r}`")
+    uuid = re.search(rb'"uuid":"([0-9a-f]{32})"', data)
+    shards = re.search(rb'"shards":([1-9][0-9]{0,3})\b', data)
+    return Salvage(UUID(uuid[1].decode()) if uuid else None, int(shards[1]) if shards else 1)

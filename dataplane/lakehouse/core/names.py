@@ -1,6 +1,7 @@
 """Names and keys: what an index may be called, and where each of its objects lives."""
 
 import re
+from hashlib import blake2b
 from uuid import UUID
 
 from lakehouse.core.errors import Invalid
@@ -59,6 +60,26 @@ def incarnation_prefix(name: str) -> str:
 def incarnation_key(name: str, number: int) -> str:
     """The record of one life, or of its end."""
     return f"{VECTORS}{name}/inc/{number:010}.json"
+
+
+def incarnation_number(key: str) -> int:
+    """The number in a record's key.  Raises `ValueError` on a foreign key."""
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))
+
+
+def shard_of(item_id: str, shards: int) -> int:
+    """The shard that holds an id: the first 8 bytes of BLAKE2b, big-endian, modulo the number of shards."""
+    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") % shards
+
+
+def life_prefix(name: str, incarnation: UUID) -> str:
+    """Everything of one life but its record."""
+    return f"{VECTORS}{name}/{incarnation.hex}/"
+
+
+def named_prefix(name: str, incarnation: UUID, snapshot: str = "") -> str:
+    """The named snapshots of a life, or the files of one of them."""
+    return f"{VECTORS}{name}/{incarnation.hex}/named/{snapshot}" + ("/" if snapshot else "")
 
 
 def shard_prefix(name: str, incarnation: UUID, shard: int) -> str:

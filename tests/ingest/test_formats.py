@@ -1,0 +1,220 @@
+"""Every format, compressed or not: the same rows come out, and what is not what it says is refused by name."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.lake import Lake
+from lakehouse.core.errors import Invalid
+from lakehouse.ingest import Format
+from lakehouse.ingest.formats import Compression, compression_of, guess
+
+ROWS = [{"id": 1, "name": "a,b", "price": 2.5}, {"id": 2, "name": "é", "price": None}]
+EXPECTED = [(1, "a,b", 2.5), (2, "é", None)]
+
+
+def parquet(rows: list[dict[str, object]]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+CONTENT = {
+    "csv": 'id,name,price\n1,"a,b",2.5\n2,é,\n'.encode(),
+    "tsv": "id\tname\tprice\n1\ta,b\t2.5\n2\té\t\n".encode(),
+    "json": json.dumps(ROWS).encode(),
+    "ndjson": b"".join(json.dumps(row).encode() + b"\n" for row in ROWS),
+    "parquet": parquet(ROWS),
+}
+
+
+def zstd(data: bytes) -> bytes:
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(data)
+    return bytes(out.getvalue().to_pybytes())
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize("kind", CONTENT)
+async def test_a_format_gives_the_same_rows_compressed_or_not(
+    lake: Lake, kind: str, compression: str
+) -> None:
+    path = lake.write(f"rows.{kind}{compression}", PACK[compression](CONTENT[kind]))
+    done = await lake.ingest(path)
+    assert lake.columns(done) == ["id BIGINT", "name VARCHAR", "price DOUBLE"]
+    assert await lake.rows() == EXPECTED
+    assert done.manifest.row_count == 2
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize("kind", CONTENT)
+async def test_a_format_is_recognised_without_a_name(lake: Lake, kind: str, compression: str) -> None:
+    await lake.ingest(lake.write("rows", PACK[compression](CONTENT[kind])))
+    assert await lake.rows() == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type", "head", "expected"),
+    [
+        ("a.CSV", "", b"", Format.CSV),
+        ("a.csv.gz", "application/json", b"{}", Format.CSV),
+        ("a.jsonl", "", b"", Format.NDJSON),
+        ("a", "text/tab-separated-values; charset=utf-8", b"a,b", Format.TSV),
+        ("a", "application/octet-stream", b"PAR1xxxx", Format.PARQUET),
+        ("a", "", b"\xef\xbb\xbf[{}]", Format.JSON),
+        ("a", "", b'{"a": 1}\n{"a": 2}\n', Format.NDJSON),
+        ("a", "", b'{"a":\n 1}', Format.JSON),
+        ("a.json", "", b'{"a": 1}\n{"a": 2}\n', Format.NDJSON),
+        ("a.json", "", b'[{"a": 1},\n{"a": 2}]\n', Format.JSON),
+        ("a", "", b"x\ty\n1\t2\n", Format.TSV),
+        ("a.dat", "", b"x;y\n", Format.CSV),
+    ],
+)
+def test_a_format_is_guessed(name: str, content_type: str, head: bytes, expected: Format) -> None:
+    assert guess(name, content_type, head) is expected
+
+
+def test_binary_rubbish_is_no_format() -> None:
+    with pytest.raises(Invalid, match="cannot be guessed"):
+        guess("a.bin", "", b"\x00\x01\x02")
+
+
+def test_compression_is_told_by_the_bytes_and_a_lying_name_is_refused() -> None:
+    assert compression_of("a.csv", gzip.compress(b"x")) is Compression.GZIP
+    with pytest.raises(Invalid, match="not compressed as its name says"):
+        compression_of("a.csv.gz", b"id,name\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("mixed.json", b'[{"a": 1}, 2, "x"]', "expected records"),
+        ("numbers.json", b"[1, 2, 3]", "expected records"),
+        ("cut.json", b'[{"a": 1}, {"a"', "cannot be read"),
+        ("cut.parquet", parquet([{"a": 1}])[:-7], "cannot be read"),
+        ("text.parquet", b"id,name\n1,a\n", "cannot be read"),
+        ("empty.parquet", b"", "empty"),
+        ("cut.csv.gz", gzip.compress(b"id,name\n1,a\n" * 999)[:40], "cannot be read|damaged"),
+        ("noise.csv", bytes(range(256)) * 10, "cannot be read"),
+        ("empty.csv", b"", "empty"),
+        ("empty.json", b"[]", "no row|cannot be read"),
+    ],
+)
+async def test_a_file_that_is_not_what_it_says_is_refused_whole_and_by_name(
+    lake: Lake, name: str, content: bytes, match: str
+) -> None:
+    with pytest.raises(Invalid, match=match) as refused:
+        await lake.ingest(lake.write(name, content), name="d")
+    assert name in refused.value.message or "`d`" in refused.value.message
+    assert await lake.keys() == []
+    assert list(lake.scratch.iterdir()) == []
+
+
+async def test_an_object_over_several_lines_is_a_row(lake: Lake) -> None:
+    await lake.ingest(lake.write("one.json", '{"a": 1,\n "b": {"c": [1, 2]}}'))
+    assert await lake.rows() == [(1, {"c": [1, 2]})]
+
+
+async def test_a_key_that_only_the_last_of_many_rows_has_is_a_column(lake: Lake) -> None:
+    lines = "\n".join('{"a": 1}' for _ in range(30_000))
+    done = await lake.ingest(lake.write("late.ndjson", f'{lines}\n{{"a": 2, "late": "x"}}\n'))
+    assert lake.columns(done) == ["a BIGINT", "late VARCHAR"]
+
+
+async def test_lists_of_one_length_stay_lists_and_fixed_size_lists_keep_their_length(lake: Lake) -> None:
+    await lake.ingest(lake.write("v.json", '[{"v": [1, 2.5]}, {"v": [3, 4]}]'), name="json")
+    found = await lake.catalog.manifest("json")
+    assert found.schema is not None
+    assert found.schema.fields[0].type == "DOUBLE[]"
+    fixed = pa.table({"v": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2))})
+    pq.write_table(fixed, lake.sources / "v.parquet")
+    done = await lake.ingest(str(lake.sources / "v.parquet"), name="arrow")
+    assert lake.columns(done) == ["v FLOAT[2]"]
+    assert await lake.rows("arrow") == [([1.0, 2.0],), ([3.0, 4.0],)]
+
+
+async def test_uneven_vectors_are_taken_and_recorded(lake: Lake) -> None:
+    lines = '{"v": [1.5, 2]}\n{"v": [1.5, null, 3]}\n{"v": null}\n'
+    done = await lake.ingest(lake.write("v.ndjson", lines))
+    assert done.manifest.stats == {
+        "v": {"null_count": 1, "length_min": 2, "length_max": 3, "element_null_count": 1}
+    }
+
+
+async def test_what_parquet_cannot_hold_is_stored_without_loss(lake: Lake) -> None:
+    table = pa.table({"big": pa.array([2**64 - 1], pa.uint64()), "e": pa.array(["a"]).dictionary_encode()})
+    pq.write_table(table, lake.sources / "t.parquet")
+    done = await lake.ingest(str(lake.sources / "t.parquet"))
+    assert lake.columns(done) == ["big UBIGINT", "e VARCHAR"]
+    assert await lake.rows() == [(2**64 - 1, "a")]
+
+
+async def test_wide_rows_get_small_row_groups_and_every_field_an_id(disk_lake: Lake) -> None:
+    lake = disk_lake
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * (384 * 50_000), pa.float32()), 384)
+    pq.write_table(pa.table({"id": range(50_000), "v": vectors}), lake.sources / "wide.parquet")
+    done = await lake.ingest(str(lake.sources / "wide.parquet"))
+    written = pq.ParquetFile(Path(lake.folder) / "data" / done.manifest.object_keys[0])
+    groups = [written.metadata.row_group(n) for n in range(written.metadata.num_row_groups)]
+    assert all(group.total_byte_size <= 70 << 20 for group in groups)
+    assert max(group.num_rows for group in groups) <= 43_008
+    assert written.schema_arrow.field("id").metadata[b"PARQUET:field_id"] == b"0"
+    assert groups[0].column(0).compression == "ZSTD"
+
+
+OPTIONS: dict[str, tuple[str | bytes, dict[str, Any], list[tuple[object, ...]]]] = {
+    "delimiter": ("id;name\n1;a\n", {"delimiter": ";"}, [(1, "a")]),
+    "header": ("1,a\n", {"header": "false"}, [(1, "a")]),
+    "encoding": ("id,name\n1,é\n".encode("latin-1"), {"encoding": "latin-1"}, [(1, "é")]),
+    "null": ("id,name\n1,n/a\n", {"null": "n/a"}, [(1, None)]),
+    "skip": ("report\nid,name\n1,a\n", {"skip": "1"}, [(1, "a")]),
+    "quote": ("id,name\n1,'a,b'\n", {"quote": "'"}, [(1, "a,b")]),
+    "types": ("id,name\n007,a\n", {"types": "id:VARCHAR"}, [("007", "a")]),
+    "all_text": ("id,name\n007,a\n", {"all_text": "true"}, [("007", "a")]),
+    "decimal_separator": ("id;p\n1;2,5\n", {"delimiter": ";", "decimal_separator": ","}, [(1, 2.5)]),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+async def test_a_reader_option_is_heeded(lake: Lake, option: str) -> None:
+    content, options, expected = OPTIONS[option]
+    await lake.ingest(lake.write("rows.csv", content), options=options)
+    assert await lake.rows() == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allow_moving_paths": "true"},
+        {"delimiter": ""},
+        {"delimiter": 7},
+        {"encoding": "ebcdic"},
+        {"skip": "-1"},
+        {"header": "perhaps"},
+        {"types": "BIGINT"},
+        {"types": {"a": "((("}},
+        {"null": "x" * 999},
+    ],
+    ids=str,
+)
+async def test_an_unknown_option_or_a_bad_value_is_refused(lake: Lake, options: dict[str, object]) -> None:
+    with pytest.raises(Invalid):
+        await lake.ingest(lake.write("rows.csv", "a\n1\n"), options=options)
+
+
+async def test_an_option_cannot_become_sql(lake: Lake) -> None:
+    evil = "x'); COPY (SELECT 1) TO '/tmp/never.csv' --"
+    await lake.ingest(lake.write("it's.csv", "a,b\n1,2\n"), options={"null": evil}, name="it's")
+    assert await lake.rows("it's") == [(1, 2)]
+    assert not Path("/tmp/never.csv").exists()
