@@ -7,7 +7,6 @@ What it does not do: durability (`lakehouse.shard`), or knowing which indexes ex
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from lakehouse import compatibility
 from lakehouse.core import named, names
 from lakehouse.core.entry import EncodedRequest, Operation, Request, encode_request
-from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
-from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.errors import Conflict, Corrupt, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.incarnation import Incarnation, Origin
 from lakehouse.core.types import (
     TINY_SQUARED_NORM,
     Batch,
@@ -46,10 +45,7 @@ INLINE_COST_S = 0.001
 MIN_POSITION_POLLS = 50
 SCROLL_LIMIT_MAX = 10_000
 
-
-def shard_of(item_id: str, shards: int) -> int:
-    """The shard that holds an id: the first 8 bytes of BLAKE2b, big-endian, modulo the number of shards."""
-    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") % shards
+shard_of = names.shard_of
 
 
 class Collection:
@@ -67,6 +63,8 @@ class Collection:
         self._shards = tuple(
             Shard(store, runtime, settings, name, record, number) for number in range(record.shards)
         )
+        self.naming: set[str] = set()
+        """Named snapshots that are being taken."""
         for shard in self._shards:
             shard.published = self._publish
 
@@ -98,6 +96,21 @@ class Collection:
         return sum(len(shard) for shard in self._shards)
 
     @property
+    def items(self) -> int:
+        """How many items this process knows of; what `length` is over HTTP."""
+        return self.length
+
+    @property
+    def owner(self) -> str | None:
+        """The resource that declares this index; None for nobody."""
+        return self.record.owner
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the content of this life was built from; None where nobody said."""
+        return self.record.origin
+
+    @property
     def position(self) -> Position:
         assert self.record.uuid is not None
         return Position(self.record.uuid, tuple(shard.position for shard in self._shards))
@@ -110,6 +123,11 @@ class Collection:
     def settled(self) -> bool:
         """Whether no write, build or snapshot is under way or waiting for quiet."""
         return all(shard.settled for shard in self._shards)
+
+    def set_ef_search(self, ef_search: int) -> None:
+        """Let searches keep this many candidates by default, from now on, in this process.  Raises `Invalid`."""
+        for shard in self._shards:
+            shard.set_ef_search(ef_search)
 
     async def settle(self) -> None:
         """Wait until background builds and snapshots are done."""
@@ -153,6 +171,8 @@ class Collection:
         return max(await asyncio.gather(*(shard.refresh(deadline_s) for shard in self._shards)))
 
     def _has_reached(self, wanted: Position) -> bool:
+        if wanted.incarnation == self.record.ends:  # this life began after all of that one
+            return True
         if wanted.incarnation != self.record.uuid or len(wanted.sequences) != len(self._shards):
             raise Conflict(f"position belongs to another life of this index. position=`{wanted}`")
         return all(have >= want for have, want in zip(self.position.sequences, wanted.sequences, strict=True))
@@ -183,9 +203,9 @@ class Collection:
         whole = Request(self._key(None), Operation.DELETE_IF_VERSION, tuple(ids), versions=tuple(versions))
         return await self._commit(whole, repeatable=False)
 
-    async def delete_where(self, filter: str) -> WriteResult:
+    async def delete_where(self, filter: str | Predicate) -> WriteResult:
         """Delete what matched `filter` when the call began; never a version written after that."""
-        wanted = predicate.parse(filter)
+        wanted = _wanted(filter)
         await self.refresh(Consistency.STRONG)
         deleted = 0
         async for batch, versions in self.chunks(wanted):
@@ -249,16 +269,17 @@ class Collection:
         k: int,
         *,
         ef: int | None = None,
-        filter: str | None = None,
+        filter: str | Predicate | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
     ) -> SearchResult | None:
         """Search on the event loop when that takes about a millisecond at most; None when a worker should do it.
 
-        Queries are float32 (q, dimension), checked by the caller or here: raises `Invalid`.
+        Queries are float32 (q, dimension), checked by the caller or here: raises `Invalid`.  `filter` is a SQL
+        predicate over metadata, or one that `lakehouse.index.predicate` made.
         """
         self._check_queries(queries)
-        wanted = predicate.parse(filter) if filter is not None else None
+        wanted = _wanted(filter)
         cost_s = sum(shard.replica.index.estimated_cost_s(len(queries), k, wanted) for shard in self._shards)
         if cost_s > INLINE_COST_S:
             return None
@@ -283,7 +304,7 @@ class Collection:
         k: int,
         *,
         ef: int | None = None,
-        filter: str | None = None,
+        filter: str | Predicate | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
         consistency: Consistency = Consistency.STRONG,
@@ -292,7 +313,7 @@ class Collection:
     ) -> SearchResult:
         """The k nearest items of each query, nearest first."""
         self._check_queries(queries)
-        wanted = predicate.parse(filter) if filter is not None else None
+        wanted = _wanted(filter)
         stale_s = await self.refresh(consistency, min_position)
         position = self.position
         parts = await asyncio.gather(
@@ -361,7 +382,7 @@ class Collection:
         self,
         after: str | None = None,
         limit: int = 100,
-        filter: str | None = None,
+        filter: str | Predicate | None = None,
         *,
         consistency: Consistency = Consistency.STRONG,
         min_position: Position | None = None,
@@ -369,7 +390,7 @@ class Collection:
         """Items in the order of their ids after `after`, and where to go on (None at the end)."""
         if not 1 <= limit <= SCROLL_LIMIT_MAX:
             raise Invalid(f"limit must be from 1 to {SCROLL_LIMIT_MAX}. limit=`{limit}`")
-        wanted = predicate.parse(filter) if filter is not None else None
+        wanted = _wanted(filter)
         await self.refresh(consistency, min_position)
         return self._scroll(after, limit, wanted)
 
@@ -386,13 +407,13 @@ class Collection:
 
     async def count(
         self,
-        filter: str | None = None,
+        filter: str | Predicate | None = None,
         *,
         consistency: Consistency = Consistency.STRONG,
         min_position: Position | None = None,
     ) -> int:
         """Items, or those that match `filter`."""
-        wanted = predicate.parse(filter) if filter is not None else None
+        wanted = _wanted(filter)
         await self.refresh(consistency, min_position)
         return sum(shard.replica.index.count(wanted) for shard in self._shards)
 
@@ -456,6 +477,15 @@ class Collection:
 
     async def _named_snapshot(self, name: str) -> dict[str, object]:
         """Files of its own first, under a prefix no other attempt uses; the record last."""
+        if name in self.naming:
+            raise Conflict(f"a snapshot of this name is being taken. name=`{name}`")
+        self.naming.add(name)
+        try:
+            return await self._take_named(name)
+        finally:
+            self.naming.discard(name)
+
+    async def _take_named(self, name: str) -> dict[str, object]:
         assert self.record.uuid is not None
         record = names.named_snapshot_key(self.name, self.record.uuid, name)
         if await self.store.list(record):
@@ -522,13 +552,28 @@ class Collection:
                 yield Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata)), tuple(chunk.versions)
 
     async def drop(self) -> None:
-        """Put a DROP entry into every shard's log; repeated until all have one, it is done.  Raises `Unavailable`."""
+        """Put a DROP entry into every shard's log; repeated until all have one, it is done.
+
+        Raises `Unavailable`, and `Corrupt` when a log is damaged, which cannot be ended in this way.
+        """
         ends = await asyncio.gather(*(shard.drop() for shard in self._shards), return_exceptions=True)
         errors = [error for error in ends if isinstance(error, BaseException)]
+        for error in errors:
+            if isinstance(error, Corrupt):  # repeating does not help
+                raise error
         if errors and self.dropped:
             raise Unavailable(f"index is dropped in part: repeat. name=`{self.name}`") from errors[0]
         if errors:
             raise errors[0]
+
+    def end_here(self) -> None:
+        """The logs were ended in another way than by `drop`: refuse what comes."""
+        for shard in self._shards:
+            shard.end_here()
+
+
+def _wanted(filter: str | Predicate | None) -> Predicate | None:
+    return predicate.parse(filter) if isinstance(filter, str) else filter
 
 
 def _nearness(hit: Hit) -> tuple[float, str]:

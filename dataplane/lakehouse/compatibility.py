@@ -35,13 +35,13 @@ class Shown:
 async def settle(
     store: ObjectStore, runtime: Runtime, settings: EngineSettings, name: str, shown: Shown | None = None
 ) -> None:
-    """Make the copy what the newest record and snapshot say; nothing after a life's end.
+    """Make the copy what the newest record and snapshot say; nothing after a life's end, or of an index in shards.
 
     `shown` is what the caller has written just now, so that nothing more is done if that still holds.
     """
     for _ in range(ROUNDS_MAX):
         record = await incarnations.current(store, name)
-        if record is None or (record.alive and record.shards != 1):
+        if record is None:
             return
         newest = await _newest(store, runtime, settings, name, record)
         wanted = Shown(record.number, newest.key if newest else None)
@@ -64,7 +64,7 @@ def _files(
 async def _newest(
     store: ObjectStore, runtime: Runtime, settings: EngineSettings, name: str, record: Incarnation
 ) -> SnapshotRef | None:
-    if not record.alive:
+    if not _is_shown(record):
         return None
     refs = await _files(store, runtime, settings, name, record).refs()
     return refs[0] if refs else None
@@ -79,12 +79,16 @@ async def _show(
     newest: SnapshotRef | None,
 ) -> None:
     key = names.compatibility_key(name)
-    if not record.alive:
+    if not _is_shown(record):
         await store.delete(key)
     elif newest is not None:
         await _files(store, runtime, settings, name, record).copy(newest, key)
     else:
         await store.put(key, await runtime.run_cpu(_empty_image, record))
+
+
+def _is_shown(record: Incarnation) -> bool:
+    return record.alive and record.shards == 1
 
 
 def _empty_image(record: Incarnation) -> bytes:

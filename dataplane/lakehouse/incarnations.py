@@ -4,9 +4,10 @@ Records are never deleted, so a listed record that cannot be read is the store's
 """
 
 import logging
+from dataclasses import replace
 
 from lakehouse.core import incarnation, names
-from lakehouse.core.errors import Conflict, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Corrupt, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.log import Backoff
 from lakehouse.runtime import Runtime
@@ -19,11 +20,31 @@ BACKOFF = Backoff()
 
 
 async def current(store: ObjectStore, name: str) -> Incarnation | None:
-    """The record with the highest number, None if the name was never used."""
+    """The record with the highest number, None if the name was never used.  Raises `Corrupt`."""
     infos = await store.list(names.incarnation_prefix(name))
     if not infos:
         return None
     return incarnation.decode(await _read(store, infos[-1].key))
+
+
+async def newest(store: ObjectStore, name: str) -> tuple[int, bytes]:
+    """The number and bytes of the record that counts, readable or not.  Raises `NotFound`."""
+    infos = await store.list(names.incarnation_prefix(name))
+    if not infos:
+        raise NotFound(f"no such index. name=`{name}`")
+    return names.incarnation_number(infos[-1].key), await _read(store, infos[-1].key)
+
+
+async def before(store: ObjectStore, name: str, record: Incarnation) -> Incarnation:
+    """The record of the life that `record` replaces.  Raises `Corrupt` when it is not there as it should be."""
+    data = await _read(store, names.incarnation_key(name, record.number - 1))
+    try:
+        found = incarnation.decode(data)
+    except Corrupt:  # its uuid is known; how many shards it had, perhaps
+        return replace(record, uuid=record.ends, shards=incarnation.salvaged(data).shards, ends=None)
+    if found.uuid != record.ends:
+        raise Corrupt(f"a record replaces another life than the one before it. name=`{name}`")
+    return found
 
 
 async def _read(store: ObjectStore, key: str) -> bytes:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from lakehouse.core import entry, names
-from lakehouse.core.entry import EncodedEntry, Entry
+from lakehouse.core.entry import EncodedEntry, Entry, Kind
 from lakehouse.core.errors import Conflict, Corrupt, NotFound, Outcome, StorageFull, Unavailable
 from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
+
+ENDS_MAX = 32
+UNCHAINED = b"\xff" * 32
+"""The digest of no entry."""
 
 
 class Slot(enum.Enum):
@@ -111,6 +115,48 @@ class ShardLog:
                 return Slot.OTHERS_AFTER_DOUBT if doubt else Slot.OTHERS
             attempt += 1
             await self.runtime.sleep(backoff.delay_s(attempt, self.runtime))
+
+    async def end(self, backoff: Backoff) -> None:
+        """Make a DROP the newest entry without replaying: for a log that is damaged, or that nobody has open.
+
+        It is off the chain, so it never continues one: whoever meets it looks for a newer snapshot first, then at the
+        newest entry, and finds it.  Were its slot one that was collected, a newer entry is there: this begins again.
+        """
+        for attempt in range(ENDS_MAX):
+            slots = await self.after(0)
+            last = slots[-1] if slots else 0
+            if slots and await self._is_drop(last):
+                return
+            await self.settle(last + 1, self._unchained_drop(last + 1), backoff)
+            if attempt:
+                await self.runtime.sleep(backoff.delay_s(attempt, self.runtime))
+        raise Unavailable(f"the log cannot be ended: others keep writing to it. key=`{self._prefix}`")
+
+    def _unchained_drop(self, seq: int) -> EncodedEntry:
+        return entry.encode(
+            kind=Kind.DROP,
+            seq=seq,
+            epoch=0,
+            incarnation=self.incarnation.bytes,
+            writer=self.runtime.uuid().bytes,
+            batch=self.runtime.uuid().bytes,
+            previous=UNCHAINED,
+            first_operation=0,
+            wall_ms=int(self.runtime.now().timestamp() * 1000),
+        )
+
+    async def _is_drop(self, seq: int) -> bool:
+        try:
+            return (await self.read_header(seq)).kind is Kind.DROP
+        except NotFound as error:
+            raise Unavailable(f"the store lists a slot that it does not give. slot=`{seq}`") from error
+        except Corrupt:
+            return False
+
+    async def ends_in_drop(self) -> bool:
+        """Whether the newest entry ends this life: then what is missing was removed with it."""
+        slots = await self.after(0)
+        return bool(slots) and await self._is_drop(slots[-1])
 
     async def _occupant(self, seq: int, backoff: Backoff) -> bytes | None:
         """The header bytes in a slot, None when it is empty; asks until the store answers."""

@@ -196,21 +196,25 @@ class ShardSnapshots:
             raise Corrupt(f"snapshot read back differs from what was put. key=`{key}`")
 
     async def _fetch(self, key: str) -> memoryview:
-        """The object's bytes: mapped from a file of its own when there is a scratch directory."""
-        if self.settings.scratch is None:
-            return memoryview(await self.store.get(key))
-        path = self.settings.scratch / f"fetched-{self.runtime.uuid().hex}"
-        try:
-            await self.store.download(key, path)
-            return await self.runtime.run_io(_map_file, path)
-        finally:
-            await self.runtime.run_io(path.unlink, missing_ok=True)
+        return await fetched(self.store, self.runtime, self.settings.scratch, key)
 
     async def retire(self, refs: Sequence[SnapshotRef]) -> None:
         """Delete snapshots that nothing needs any more."""
         for ref in refs:
             await self.store.delete(ref.key)
             self.verified.discard(ref.key)
+
+
+async def fetched(store: ObjectStore, runtime: Runtime, scratch: Path | None, key: str) -> memoryview:
+    """An object's bytes: mapped from a file of its own when there is a scratch directory.  Raises `NotFound`."""
+    if scratch is None:
+        return memoryview(await store.get(key))
+    path = scratch / f"fetched-{runtime.uuid().hex}"
+    try:
+        await store.download(key, path)
+        return await runtime.run_io(_map_file, path)
+    finally:
+        await runtime.run_io(path.unlink, missing_ok=True)
 
 
 def _write_file(path: Path, image: Image) -> bytes:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from lakehouse.core.lhv1 import Section
 from lakehouse.core.types import Batch, Distance, IndexParams, Item
+from lakehouse.index import predicate
 from lakehouse.index.predicate import parse
 from lakehouse.index.settings import IndexSettings
 from lakehouse.index.shard_index import BuildPlan, IndexView, ShardIndex
@@ -95,6 +96,41 @@ def check_searches(index: ShardIndex | IndexView, model: Model, distance: Distan
             )
         for hits in index.search(queries, 5, predicate=parse(text)).hits:
             assert len({hit.id for hit in hits} & set(matching)) == min(5, len(matching)) == len(hits)
+
+
+def check_members(index: ShardIndex | IndexView, model: Model, distance: Distance, seed: int) -> None:
+    """A filter by ids, alone and with one over metadata, against the dictionary; views see what they saw."""
+    random = np.random.default_rng(seed)
+    wanted = [f"i{j:02}" for j in random.choice(90, random.integers(0, 60), replace=False)]
+    by_id = predicate.members(wanted)
+    inside = {item_id: item for item_id, item in model.items() if item_id in by_id.root.ids}  # type: ignore[union-attr]
+    outside = {item_id: item for item_id, item in model.items() if item_id not in inside}
+    cases = [(by_id, inside), (predicate.negated(by_id), outside)]
+    if any(item.metadata == b'{"n":1,"s":"x"}' for item in model.values()):
+        one = parse("n = 1")
+        ones = {item_id: item for item_id, item in model.items() if item.metadata == b'{"n":1,"s":"x"}'}
+        cases += [
+            (predicate.all_of(by_id, one), {k: v for k, v in inside.items() if k in ones}),
+            (predicate.any_of(by_id, one), inside | ones),
+            (
+                predicate.all_of(predicate.negated(by_id), one),
+                {k: v for k, v in ones.items() if k in outside},
+            ),
+        ]
+    queries = vectors(seed, 2)
+    for asked, matching in cases:
+        assert index.count(asked) == len(matching)
+        found = index.search(queries, 5, predicate=asked, exact=True)
+        for query, hits in zip(queries, found.hits, strict=True):
+            assert [hit.distance for hit in hits] == pytest.approx(
+                exact(matching, query, distance)[:5], abs=NEAR
+            )
+        result = index.search(queries, 5, predicate=asked)
+        assert result.plan.matched == len(matching)
+        for hits in result.hits:
+            assert len({hit.id for hit in hits} & set(matching)) == min(5, len(matching)) == len(hits)
+        if isinstance(index, ShardIndex):
+            assert [item.id for item in index.scroll(None, 100, asked)[0]] == sorted(matching)
 
 
 def check_each_finds_itself(index: ShardIndex, model: Model, distance: Distance) -> None:
@@ -192,6 +228,12 @@ class IndexMachine(RuleBasedStateMachine):
         check_searches(self.index, self.model, self.params.distance, seed)
         for view, model in self.views:
             check_searches(view, model, self.params.distance, seed)
+
+    @rule(seed=SEEDS)
+    def filter_by_ids(self, seed: int) -> None:
+        check_members(self.index, self.model, self.params.distance, seed)
+        for view, model in self.views:
+            check_members(view, model, self.params.distance, seed)
 
     @rule(limit=st.integers(1, 50))
     def scroll(self, limit: int) -> None:

@@ -25,6 +25,7 @@ from lakehouse.index.shard_index import Applied, ShardIndex
 from lakehouse.indexes import Indexes
 from lakehouse.log import Backoff, ShardLog, Slot
 from lakehouse.replica import Replica
+from lakehouse.seeding import Seed
 from lakehouse.shard import Shard
 from lakehouse.snapshots import Image, SnapshotRef, write_image
 from lakehouse.testing.history import ABSENT, Lost
@@ -282,14 +283,11 @@ def leaves_the_window_out_of_snapshots(patch: pytest.MonkeyPatch) -> None:
 
 
 def adopts_with_the_record_first(patch: pytest.MonkeyPatch) -> None:
-    async def seed(
-        self: Indexes, name: str, number: int, data: memoryview, *, keep_source: bool
-    ) -> Incarnation:
-        record = begin(number, self.runtime.uuid(), replace(PARAMS, name=name), 1)
+    async def seed(self: Indexes, name: str, data: bytes) -> Incarnation:
+        record = begin(0, self.runtime.uuid(), replace(PARAMS, name=name), 1)
         await incarnations.create(self.store, self.runtime, name, record)
-        index = ShardIndex(PARAMS)
         assert record.uuid is not None
-        await self._seed_content(name, record.uuid, index, 2, None)
+        await self._seed_content(name, record.uuid, [Seed(ShardIndex(PARAMS), 2)])
         return record
 
     patch.setattr(Indexes, "_seed", seed)

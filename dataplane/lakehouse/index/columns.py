@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from lakehouse.index.kernels import Bits, words
 from lakehouse.index.predicate import Path, Predicate, Scalar
 
 Flags = npt.NDArray[np.bool_]
+Documents: TypeAlias = Sequence[bytes | None] | pa.Array
+Ids: TypeAlias = Sequence[str] | pa.Array
 
 NUMBER, STRING, BOOLEAN, OBJECT, NULL = 1, 2, 4, 8, 16
 """The types a field has had, as bits."""
@@ -76,8 +78,9 @@ class _Truth:
 class Block:
     """The metadata of some rows, numbered from 0, with the columns that filters have asked for."""
 
-    def __init__(self, documents: Sequence[bytes | None] | pa.Array, columns_max: int) -> None:
+    def __init__(self, documents: Documents, columns_max: int, ids: Ids = ()) -> None:
         self._documents = documents
+        self._ids = ids
         self.rows = len(documents)
         self._columns_max = columns_max
         self._columns: OrderedDict[Path, _Column] = OrderedDict()
@@ -108,7 +111,8 @@ class Block:
 
     def matches(self, predicate: Predicate) -> Flags:
         """Which rows make `predicate` true."""
-        self.require(predicate.paths)
+        if predicate.paths:
+            self.require(predicate.paths)
         try:
             return self._truth(predicate.root).true
         except pa.ArrowInvalid as error:
@@ -161,6 +165,9 @@ class Block:
         if isinstance(node, p.Always):
             true = np.full(self.rows, node.value)
             return _Truth(true, ~true)
+        if isinstance(node, p.Members):
+            true = _among(self._ids, node)
+            return _Truth(true, ~true)
         if isinstance(node, p.Not):
             inner = self._truth(node.node)
             return _Truth(inner.false, inner.true)
@@ -189,6 +196,14 @@ class Block:
         flags = np.zeros(self.rows, np.bool_)
         flags[rows] = True
         return flags
+
+
+def _among(ids: Ids, wanted: p.Members) -> Flags:
+    """Which of `ids` are wanted."""
+    if isinstance(ids, pa.Array):
+        found = pc.is_in(ids, value_set=wanted.sorted)
+        return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
+    return np.fromiter((item_id in wanted.ids for item_id in ids), np.bool_, len(ids))
 
 
 def _types(value: Any) -> int:
@@ -324,35 +339,39 @@ class _Masks:
 class Columns:
     """Row masks of predicates over a set of rows that may grow at its end.
 
-    `documents(start, stop)` gives the metadata of those rows.  Used from several threads at once.
+    `documents(start, stop)` gives the metadata of those rows, `ids(start, stop)` their ids.  Used from several threads
+    at once.
     """
 
     def __init__(
         self,
-        documents: Callable[[int, int], Sequence[bytes | None] | pa.Array],
+        documents: Callable[[int, int], Documents],
         block_rows: int,
         *,
+        ids: Callable[[int, int], Ids] = lambda start, stop: (),
         predicates_max: int,
         columns_max: int,
     ) -> None:
         assert block_rows % 64 == 0
         self._documents = documents
+        self._ids = ids
         self._block_rows = block_rows
         self._predicates_max, self._columns_max = predicates_max, columns_max
         self._blocks: list[Block] = []
         self._last: Block | None = None
         self._schema: tuple[int, Schema, bool] = (-1, {}, False)
-        self._masks: OrderedDict[Predicate, _Masks] = OrderedDict()
+        self._masks: OrderedDict[str, _Masks] = OrderedDict()
+        """By a predicate's text: a predicate itself may hold a million ids."""
         self._lock = threading.Lock()
 
     def mask(self, predicate: Predicate, size: int) -> Bits:
         """Which of the first `size` rows make `predicate` true."""
-        known = self._masks.get(predicate)
+        known = self._masks.get(predicate.text)
         if known is not None and (last := known.last)[0] == size:
             return last[1]  # without waiting for a thread that reads another field
         with self._lock:
-            masks = self._masks.setdefault(predicate, _Masks())
-            self._masks.move_to_end(predicate)
+            masks = self._masks.setdefault(predicate.text, _Masks())
+            self._masks.move_to_end(predicate.text)
             if len(self._masks) > self._predicates_max:
                 self._masks.popitem(last=False)
             if masks.last[0] != size:
@@ -385,7 +404,7 @@ class Columns:
 
     def is_ready(self, predicate: Predicate, size: int) -> bool:
         """Whether `mask` has little to read."""
-        masks = self._masks.get(predicate)
+        masks = self._masks.get(predicate.text)
         return masks is not None and (masks.last[0] == size or len(masks.whole) >= size // self._block_rows)
 
     def prepare(self, paths: Iterable[Path], size: int) -> None:
@@ -406,14 +425,17 @@ class Columns:
         step = self._block_rows
         while (len(self._blocks) + 1) * step <= size:
             start = len(self._blocks) * step
-            self._blocks.append(Block(self._documents(start, start + step), self._columns_max))
+            self._blocks.append(self._block(start, start + step))
             self._last = None
         start = len(self._blocks) * step
         if size <= start:
             return self._blocks[: -(-size // step)]
         if self._last is None or self._last.rows < size - start:
-            self._last = Block(self._documents(start, size), self._columns_max)
+            self._last = self._block(start, size)
         return [*self._blocks, self._last]
+
+    def _block(self, start: int, stop: int) -> Block:
+        return Block(self._documents(start, stop), self._columns_max, self._ids(start, stop))
 
 
 def _bits(flags: Flags) -> Bits:

@@ -7,15 +7,18 @@
 character.  Logic is SQL's, with three values: a row without the field is neither `a = 1` nor `NOT a = 1`.  A list
 matches where one of its elements does; `<>`, `NOT IN` and the other negations are `NOT` of the positive form.
 
+A program may also ask for a set of ids (`members`) and combine predicates (`all_of`, `any_of`, `negated`).
 Evaluating is the work of `lakehouse.index.columns`.
 """
 
 import functools
+import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn
 
+import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -96,7 +99,26 @@ class Or:
     nodes: "tuple[Node, ...]"
 
 
-Node = Compare | In | Like | IsNull | Always | Not | And | Or
+@dataclass(frozen=True, slots=True, eq=False)
+class Members:
+    """The item's id is one of these; no text can say it, only a program."""
+
+    ids: frozenset[str]
+    sorted: pa.Array = field(init=False)
+    """The ids, ascending, as Arrow compares them with a column."""
+    digest: str = field(init=False)
+    """Stands for the ids where they would be too many to compare or write."""
+
+    def __post_init__(self) -> None:
+        ascending = pa.array(sorted(self.ids), pa.large_string())
+        hashed = hashlib.blake2b(digest_size=16)
+        for buffer in ascending.buffers():
+            hashed.update(b"" if buffer is None else buffer)
+        object.__setattr__(self, "sorted", ascending)
+        object.__setattr__(self, "digest", hashed.hexdigest())
+
+
+Node = Compare | In | Like | IsNull | Always | Members | Not | And | Or
 Leaf = Compare | In | Like | IsNull
 
 
@@ -108,17 +130,59 @@ class Predicate:
     root: Node = field(compare=False)
     paths: tuple[Path, ...] = field(compare=False)
     """The fields it reads, each once."""
+    by_id: bool = field(default=False, compare=False)
+    """Whether it asks for ids, so that it may match items without any metadata."""
 
 
 def leaves(node: Node) -> Iterator[Leaf]:
     """The comparisons below `node`."""
+    for found in _terms(node):
+        if not isinstance(found, Always | Members):
+            yield found
+
+
+def _terms(node: Node) -> Iterator[Leaf | Always | Members]:
     if isinstance(node, And | Or):
         for child in node.nodes:
-            yield from leaves(child)
+            yield from _terms(child)
     elif isinstance(node, Not):
-        yield from leaves(node.node)
-    elif not isinstance(node, Always):
+        yield from _terms(node.node)
+    else:
         yield node
+
+
+def paths(predicate: "Predicate | str") -> frozenset[str]:
+    """The top-level fields that a filter names: what would be columns of a table.  Raises `Invalid`."""
+    read = parse(predicate) if isinstance(predicate, str) else predicate
+    return frozenset(path[0] for path in read.paths)
+
+
+def members(ids: Iterable[str]) -> "Predicate":
+    """A predicate that the items of these ids match."""
+    node = Members(frozenset(ids))
+    return Predicate(f"@members({len(node.ids)}, {node.digest})", node, (), by_id=True)
+
+
+def all_of(*predicates: "Predicate") -> "Predicate":
+    """A predicate that matches where all of `predicates` do."""
+    return _joined("AND", And(tuple(one.root for one in predicates)), predicates)
+
+
+def any_of(*predicates: "Predicate") -> "Predicate":
+    """A predicate that matches where one of `predicates` does."""
+    return _joined("OR", Or(tuple(one.root for one in predicates)), predicates)
+
+
+def negated(predicate: "Predicate") -> "Predicate":
+    """A predicate that matches where `predicate` is false; where that is neither true nor false, neither is this."""
+    return Predicate(f"NOT ({predicate.text})", Not(predicate.root), predicate.paths, predicate.by_id)
+
+
+def _joined(word: str, root: Node, parts: "tuple[Predicate, ...]") -> "Predicate":
+    assert parts
+    text = f" {word} ".join(f"({part.text})" for part in parts)
+    read = tuple(dict.fromkeys(path for part in parts for path in part.paths))
+    return Predicate(text, root, read, any(part.by_id for part in parts))
 
 
 def dotted(path: Path) -> str:
@@ -153,8 +217,7 @@ def parse(text: str) -> Predicate:
         root = _Reader(text).node(statements[0], 0)
     except RecursionError as error:
         raise Invalid(f"filter is nested too deeply: at most {DEPTH_MAX} levels") from error
-    paths = tuple(dict.fromkeys(leaf.path for leaf in leaves(root)))
-    return Predicate(text, root, paths)
+    return Predicate(text, root, tuple(dict.fromkeys(leaf.path for leaf in leaves(root))))
 
 
 def _bound_nesting(text: str) -> None:

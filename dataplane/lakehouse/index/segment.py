@@ -107,6 +107,7 @@ class Segment:
         self.columns = Columns(
             lambda start, stop: rows.documents.slice(start, stop - start),
             64 * words(max(1, self.size)),
+            ids=lambda start, stop: rows.ids.slice(start, stop - start),
             predicates_max=settings.predicates_max,
             columns_max=settings.columns_max,
         )

@@ -38,6 +38,7 @@ class Tail:
         self.columns = Columns(
             lambda start, stop: [self.metadata(row) for row in range(start, stop)],
             COLUMN_BLOCK_ROWS,
+            ids=lambda start, stop: self.ids[start:stop],
             predicates_max=settings.predicates_max,
             columns_max=settings.columns_max,
         )

@@ -71,7 +71,7 @@ class IndexView:
         self._where = where
         """The index's own map, which moves on: a hint."""
         self._size = sum(part.live for part in parts)
-        self._prepared: dict[tuple[int, Predicate | None, bool], _Prepared] = {}
+        self._prepared: dict[tuple[int, str | None, bool], _Prepared] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -134,6 +134,12 @@ class IndexView:
 
     def masks(self, predicate: Predicate) -> list[tuple[ViewPart, Bits]]:
         """Per part the rows, dead ones included, that match.  Raises `Invalid` for unknown fields."""
+        if predicate.paths and not self._check_fields(predicate):
+            return [(part, np.zeros(words(part.content.size), np.uint64)) for part in self._parts]
+        return [(part, part.content.columns.mask(predicate, part.content.size)) for part in self._parts]
+
+    def _check_fields(self, predicate: Predicate) -> bool:
+        """Whether any row can match.  Raises `Invalid` for unknown fields."""
         schema: dict[tuple[str, ...], int] = {}
         complete = True
         for part in self._parts:
@@ -141,17 +147,17 @@ class IndexView:
             complete &= not overflowed
             for path, types in fields.items():
                 schema[path] = schema.get(path, 0) | types
-        if not schema:
-            return [(part, np.zeros(words(part.content.size), np.uint64)) for part in self._parts]
+        if not schema:  # no item has metadata
+            return predicate.by_id
         columns.check(predicate, schema, complete=complete)
-        return [(part, part.content.columns.mask(predicate, part.content.size)) for part in self._parts]
+        return True
 
     @staticmethod
     def _matched(part: ViewPart, mask: Bits) -> int:
         return bit_count(mask & ~part.dead[: len(mask)]) if part.dead_count else bit_count(mask)
 
     def _how(self, ef: int, predicate: Predicate | None, exact: bool) -> _Prepared:
-        key = (ef, predicate, exact)
+        key = (ef, None if predicate is None else predicate.text, exact)
         how = self._prepared.get(key)
         if how is None:
             how = self._prepare(ef, predicate, exact)

@@ -5,12 +5,13 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lakehouse import building
 from lakehouse.collection import Collection, shard_of
 from lakehouse.core.entry import Operation
 from lakehouse.core.errors import Conflict, Dropped, LakehouseError, NotFound, Outcome, Unavailable
@@ -477,7 +478,92 @@ async def _play_merges(seed: int) -> None:
     await assert_somewhere(world, list(added))
 
 
-PLAYS = {0: _play_merges, 1: _play_lives}
+async def _play_replacements(seed: int) -> None:
+    """One index is built anew again and again beside writers and readers."""
+    world = World(seed)
+    plan = planned(world.random)
+    fleet = Fleet(world, plan.processes)
+    generations = Generations(fleet, plan.shards)
+    first = fleet.members[0]
+    await first.run(generations.build(first))
+    world.weather = plan.weather
+    trouble = asyncio.ensure_future(fleet.trouble(plan))
+    acts = [generations.build] * min(2, plan.clients) + [generations.write] * 2 + [generations.read] * 2
+    await asyncio.gather(*(generations.live(act, plan.span_s) for act in acts))
+    await trouble
+    world.calm()
+    await asyncio.sleep(HEAL_S)
+    for process in [*fleet.members, world.start("newcomer")]:
+        await process.run(generations.read(process))
+    await fleet.members[0].run(generations.build(fleet.members[0]))
+    for process in [*fleet.members, world.start("last")]:
+        await process.run(generations.read(process))
+
+
+class Generations:
+    """An index whose every life has items that tell which build it is: reads show one whole, and none goes back."""
+
+    IDS = tuple(f"x{j}" for j in range(5))
+
+    def __init__(self, fleet: Fleet, shards: int) -> None:
+        self.fleet = fleet
+        self.shards = shards
+        self.builds = 0
+        self.shown = -1
+        """The number of the newest life that a build or a strong read has answered."""
+        self.written: list[tuple[str, int]] = []
+        """Acknowledged writes with the number of the life they went to."""
+
+    async def live(self, act: Act, span_s: float) -> None:
+        for _ in range(OPERATIONS):
+            await asyncio.sleep(self.fleet.world.random.expovariate(OPERATIONS / span_s))
+            process = self.fleet.pick()
+            task = process.run(act(process))
+            await asyncio.wait([task])
+            if not task.cancelled() and isinstance(task.exception(), Conflict):
+                continue  # another build was first
+            _only_expected(task)
+
+    async def build(self, process: Process) -> None:
+        self.builds += 1
+        build = self.builds
+
+        async def batches() -> AsyncIterator[Batch]:
+            for item_id in self.IDS:
+                yield batch({item_id: build})
+
+        built = await building.build(
+            process.indexes, PARAMS, self.shards, batches(), origin={"build": build}, replaces=True
+        )
+        self.shown = max(self.shown, built.record.number)
+
+    async def write(self, process: Process) -> None:
+        item_id = f"w{self.fleet.world.random.random()}"
+        collection = await process.indexes.open(PARAMS.name)
+        await collection.add(batch({item_id: 1}))
+        self.written.append((item_id, collection.record.number))
+
+    async def read(self, process: Process) -> None:
+        """A strong read of everything.  Raises `Lost`."""
+        at_least, before = self.shown, list(self.written)
+        collection = await process.indexes.fresh(PARAMS.name)
+        if await collection.refresh(Consistency.STRONG) != 0.0:
+            return
+        number = collection.record.number
+        values = {value_of(collection, item_id) for item_id in self.IDS}
+        if collection.origin is None or values != {collection.origin["build"]}:
+            raise Lost(f"{process.name} shows {values} in build {collection.origin}")
+        if number < at_least:
+            raise Lost(f"{process.name} goes back from life {at_least} to {number}")
+        for item_id, written_to in before:
+            if written_to > number:
+                raise Lost(f"{process.name} shows life {number}, a write to {written_to} was acknowledged")
+            if written_to == number and value_of(collection, item_id) == ABSENT:
+                raise Lost(f"{process.name} lacks {item_id}, acknowledged in life {number}")
+        self.shown = max(self.shown, number)
+
+
+PLAYS = {0: _play_merges, 1: _play_lives, 2: _play_replacements}
 """By seed modulo 8; the rest are reads and writes of one index."""
 
 
