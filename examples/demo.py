@@ -1,4 +1,4 @@
-"""What `make demo` shows: a server is filled, searched, merged into, killed in mid-write, and has lost nothing.
+"""What `make demo` shows: YAML becomes datasets and indexes, SQL reaches both, and kill -9 in mid-write loses nothing.
 
 Read it from `main` downwards; each step prints what it does.  The commands it runs are the ones you would type.
 At the end the server stays up, in the background; `--stop` ends it instead, `--only-stop` ends one left by an
@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.rule import Rule
+from rich.syntax import Syntax
 
 from lakehouse.cli.process import ServerProcess, free_port
 from lakehouse.client import Client, Retries, Stored
@@ -31,16 +33,33 @@ from lakehouse.core.types import Vectors
 from lakehouse.runtime import SystemRuntime, pause
 
 EXAMPLES = Path(__file__).resolve().parent
+DECLARED = "packages.yaml"
+RESTORE = "restore"
 PACKAGES = EXAMPLES / "debian-packages.parquet"
+SECTIONS = EXAMPLES / "sections.csv"
+NEW_PACKAGES = "new-packages.parquet"
 FOLDER = EXAMPLES.parent / ".demo"
 PORT = 3110
-NEW_ROWS, KNOWN_ROWS = 300, 50
-"""The fresh index holds 300 packages that the main one lacks and 50 that it has."""
+NEW_ROWS, KNOWN_ROWS = 450, 50
+"""The fresh index gets 450 packages that the main one lacks and 50 that it has: as many as make it drain at once."""
 BATCH_ROWS = 25
 WRITERS = 3
 ACKNOWLEDGED_BEFORE_KILL = 60
 """Of about 200 batches, so that the kill comes in the middle."""
 WAIT_S_MAX = 60.0
+
+COLUMNS = "section,installed_size_kib,description"
+NEIGHBOURS = """SELECT p.id, s.title AS section, p.architecture, p.installed_size_kib AS kib, round(v.distance, 3) AS d
+FROM vector_search('packages', 'git', k := 6) v JOIN packages p USING (id) JOIN sections s USING (section)
+ORDER BY d"""
+NEAREST = """SELECT s.title AS section, count(*) AS packages, round(avg(v.distance), 3) AS to_the_nearest_other
+FROM packages p JOIN sections s USING (section),
+LATERAL (SELECT * FROM vector_search('packages', p.embedding, k := 2)) v
+WHERE v.id <> p.id AND p.section IN ('database', 'games', 'haskell', 'fonts')
+GROUP BY ALL ORDER BY to_the_nearest_other"""
+VERSIONS = (
+    """SELECT (SELECT count(*) FROM "packages@v1") AS version_1, (SELECT count(*) FROM packages) AS newest"""
+)
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
@@ -55,7 +74,14 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     runtime = SystemRuntime()
-    server = ServerProcess(folder / "data", free_port(arguments.port), folder / "server.log", runtime)
+    server = ServerProcess(
+        folder / "data",
+        free_port(arguments.port),
+        folder / "server.log",
+        runtime,
+        args=("-f", str(folder / "lake" / DECLARED)),
+        command="up",
+    )
     try:
         run(server, folder, runtime)
     except BaseException:
@@ -80,56 +106,113 @@ def options() -> argparse.Namespace:
 
 def run(server: ServerProcess, folder: Path, runtime: SystemRuntime) -> None:
     """Everything between starting the server and leaving it."""
-    table = pq.read_table(PACKAGES)
-    main_file, fresh_file = split(table, folder)
-
-    step("A server on a directory")
-    say(f"$ lakehouse serve --data {shown(server.data)} --port {server.port}")
-    start(server, folder)
-    say(f"ready at [bold]{server.url}[/]")
-
-    step("Load packages: each batch is on disk and searchable before it is acknowledged")
-    cli(server, "add", "packages", str(main_file), "--create", "--batch-size", "500")
-
-    step("Which packages are like postgresql?")
-    columns = "section,installed_size_kib,description"
-    cli(server, "search", "packages", "--like", "postgresql", "--k", "6", "--show", columns)
-
-    step("The same, but small and written in Python")
-    where = "section = 'python' AND installed_size_kib < 500"
-    cli(
-        server, "search", "packages", "--like", "postgresql", "--k", "6", "--show", columns, "--filter", where
-    )
-
-    step(f"A fresh index with {NEW_ROWS} new packages and {KNOWN_ROWS} known ones, merged into the main one")
-    cli(server, "add", "fresh", str(fresh_file), "--create")
-    cli(server, "index", "merge", "fresh", "packages", "--clear-source")
-    cli(server, "index", "list")
-    say("The nearest package of all was among the new ones:")
-    cli(server, "search", "packages", "--like", "postgresql", "--k", "2", "--show", columns)
-
+    lake = folder / "lake"
+    table = prepare(lake)
+    declared(server, folder, lake)
+    searched(server)
+    joined(server)
+    drained(server, lake, table, runtime)
+    edited(server, lake)
     step("kill -9 in the middle of adding")
     survive(server, folder, table, runtime)
+    restored(server, folder, lake)
 
-    step("A snapshot that the old Go system reads")
+
+def prepare(lake: Path) -> pa.Table:
+    """Copies of the example's files, so that the demo may edit them, with some packages held back; the whole table."""
+    shutil.copytree(EXAMPLES / RESTORE, lake / RESTORE)
+    for path in (EXAMPLES / DECLARED, SECTIONS):
+        shutil.copy(path, lake / path.name)
+    table = pq.read_table(PACKAGES)
+    held_back = pa.array(new_rows(table))
+    pq.write_table(table.filter(pc.invert(held_back)), lake / PACKAGES.name)
+    pq.write_table(table.filter(held_back), lake / NEW_PACKAGES)
+    return table
+
+
+def new_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which packages the dataset lacks at first: some of every section, and postgresql's nearest neighbour."""
+    new = np.zeros(len(table), dtype=np.bool_)
+    new[np.linspace(0, len(table) - 1, NEW_ROWS).astype(np.int64)] = True
+    ids = table["id"].to_pylist()
+    new[ids.index("postgresql")] = False
+    new[ids.index("postgresql-contrib")] = True
+    new[np.flatnonzero(new)[NEW_ROWS:]] = False  # the line above may have made one too many
+    return new
+
+
+def declared(server: ServerProcess, folder: Path, lake: Path) -> None:
+    """Files say what should be; the server makes it so."""
+    step("What should be, in YAML: two datasets, an index built from one, a fresh index that drains into it")
+    console.print(Syntax((lake / DECLARED).read_text(), "yaml", background_color="default"))
+    say(f"$ lakehouse up --data {shown(server.data)} --port {server.port} -f {shown(lake / DECLARED)}")
+    start(server, folder)
+    say(f"answers at [bold]{server.url}[/]")
+    cli(server, "apply", "-f", str(lake / DECLARED), "--wait")
+    cli(server, "get")
+
+
+def searched(server: ServerProcess) -> None:
+    """The index alone."""
+    step("Which packages are like postgresql?")
+    cli(server, "search", "packages", "--like", "postgresql", "--k", "6", "--show", COLUMNS)
+    step(
+        "The same, for any machine: `architecture` is a column of the dataset that the index itself does not hold"
+    )
+    where = "architecture = 'all' AND installed_size_kib < 1000"
+    cli(
+        server, "search", "packages", "--like", "postgresql", "--k", "6", "--show", COLUMNS, "--filter", where
+    )
+
+
+def joined(server: ServerProcess) -> None:
+    """Vectors and datasets in one query."""
+    step("SQL over both: the neighbours of git, with columns of two datasets")
+    cli(server, "sql", NEIGHBOURS)
+    step("How near is the nearest other package?  One search per row of a table")
+    cli(server, "sql", NEAREST)
+
+
+def drained(server: ServerProcess, lake: Path, table: pa.Table, runtime: SystemRuntime) -> None:
+    """New packages come in through the fresh index."""
+    known = table.filter(pa.array(~new_rows(table))).slice(0, KNOWN_ROWS)
+    arrived = lake.parent / "arrived.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(lake / NEW_PACKAGES), known]), arrived)
+    step(
+        f"{NEW_ROWS} new packages and {KNOWN_ROWS} known ones arrive in the fresh index, and drain by themselves"
+    )
+    cli(server, "add", "fresh", str(arrived))
+    with Client(server.url) as client:
+        wait_for(lambda: client.index("packages").length == len(table), runtime)
+        wait_for(lambda: client.index("fresh").length == 0, runtime)
+    cli(server, "get", "vectorindexes")
+    say("The nearest package of all was among the new ones:")
+    cli(server, "search", "packages", "--like", "postgresql", "--k", "2", "--show", COLUMNS)
+
+
+def edited(server: ServerProcess, lake: Path) -> None:
+    """A changed file, applied again."""
+    step("Edit the YAML: searches keep more candidates, and the dataset takes the new packages too")
+    path = lake / DECLARED
+    text = path.read_text().replace("efSearch: 64", "efSearch: 128")
+    source = f"    - uri: {PACKAGES.name}\n"
+    path.write_text(text.replace(source, f"{source}    - uri: {NEW_PACKAGES}\n"))
+    cli(server, "diff", "-f", str(path), expected=1)
+    cli(server, "apply", "-f", str(path), "--wait")
+    cli(server, "dataset", "versions", "packages")
+    cli(server, "sql", VERSIONS)
+
+
+def restored(server: ServerProcess, folder: Path, lake: Path) -> None:
+    """A snapshot becomes another index; and a file for the old system."""
+    step("A snapshot, and a new index that begins with what is in it")
+    cli(server, "apply", "-f", str(lake / RESTORE), "--wait")
+    cli(server, "get")
+    cli(server, "search", "packages-restored", "--like", "postgresql", "--k", "2", "--show", COLUMNS)
+    step("A file that the old Go system reads")
     snapshot = folder / "packages-v2.lhv1"
     cli(server, "snapshot", "export", "packages", "--version", "2", "--out", str(snapshot))
     cli(server, "snapshot", "inspect", str(snapshot))
-
-
-def split(table: pa.Table, folder: Path) -> tuple[Path, Path]:
-    """The file for the main index, and the one for the fresh index, which overlaps it a little."""
-    fresh = np.zeros(len(table), dtype=np.bool_)
-    fresh[np.linspace(0, len(table) - 1, NEW_ROWS).astype(np.int64)] = True
-    ids = table["id"].to_pylist()
-    fresh[ids.index("postgresql")] = False
-    fresh[ids.index("postgresql-contrib")] = True
-    fresh[np.flatnonzero(fresh)[NEW_ROWS:]] = False  # the line above may have made one too many
-    known = np.flatnonzero(~fresh)[:KNOWN_ROWS]
-    main_file, fresh_file = folder / "packages.parquet", folder / "fresh.parquet"
-    pq.write_table(table.filter(pa.array(~fresh)), main_file)
-    pq.write_table(pa.concat_tables([table.filter(pa.array(fresh)), table.take(pa.array(known))]), fresh_file)
-    return main_file, fresh_file
 
 
 @dataclass
@@ -251,7 +334,7 @@ def stop_earlier(folder: Path) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return
-    if b"serve" in command and os.fsencode(folder / "data") in command:
+    if b"up" in command and os.fsencode(folder / "data") in command:
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not is_running(pid), SystemRuntime())
         say(f"[dim]stopped the server of an earlier run, pid {pid}[/]")
@@ -274,13 +357,13 @@ def wait_for(condition: Callable[[], bool], runtime: SystemRuntime) -> None:
         pause(0.005)
 
 
-def cli(server: ServerProcess, *arguments: str) -> None:
+def cli(server: ServerProcess, *arguments: str, expected: int = 0) -> None:
     """Show a command, and run it against the demo's server."""
     say(f"$ lakehouse {' '.join(quoted(shown(argument)) for argument in arguments)}")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LAKEHOUSE_")}
     environment = {"COLUMNS": str(console.width), **kept, "LAKEHOUSE_URL": server.url}
     done = subprocess.run([sys.executable, "-m", "lakehouse", *arguments], env=environment, check=False)
-    if done.returncode != 0:
+    if done.returncode != expected:
         raise SystemExit(f"the command failed with exit code {done.returncode}")
 
 

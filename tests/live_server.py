@@ -60,6 +60,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 class LiveServer:
     """One server process; `start` after `kill` is a restart on the same data."""
 
+    verb = "serve"
+    """The command that is started."""
+
     def __init__(
         self,
         data: str,
@@ -86,7 +89,7 @@ class LiveServer:
 
     def spawn(self) -> None:
         """Start the process without waiting for it."""
-        args = ("serve", "--data", self.data, "--port", str(self.port), *self._args)
+        args = (self.verb, "--data", self.data, "--port", str(self.port), *self._args)
         command = [sys.executable, str(SMALL_SERVER), *args] if self.small else command_line(*args)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

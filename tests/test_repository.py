@@ -115,6 +115,7 @@ def test_every_locked_dependency_has_a_hash() -> None:
 
 def test_every_declared_dependency_is_locked_within_its_pin() -> None:
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = {
@@ -125,7 +126,9 @@ def test_every_declared_dependency_is_locked_within_its_pin() -> None:
         text = (ROOT / ".ci" / "requirements" / f"{lock}.lock").read_text()
         locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE))
         for requirement in map(Requirement, requirements):
-            assert requirement.specifier.contains(locked[requirement.name]), f"{lock}.lock: {requirement}"
+            assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), (
+                f"{lock}.lock: {requirement}"
+            )
 
 
 def test_the_commands_of_the_readme_exist() -> None:

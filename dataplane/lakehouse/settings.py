@@ -45,7 +45,7 @@ class Role(enum.StrEnum):
 
 
 ALL_ROLES = tuple(Role)
-PROXIED_ROLES = (Role.STORAGE, Role.CATALOG, Role.VECTORS)
+PROXIED_ROLES = (Role.STORAGE, Role.CATALOG, Role.INGEST, Role.QUERY, Role.VECTORS)
 """Roles that have routes, so a gateway without them in its process needs their address."""
 
 
@@ -129,11 +129,15 @@ class Settings(BaseSettings):
     )
     ingest_url: str | None = Field(
         None,
-        description="Where a gateway finds the ingest role.  Unused: the role has no routes in this version.",
+        description=(
+            "Where a gateway finds the ingest role when its own process does not run it; no default."
+        ),
     )
     query_url: str | None = Field(
         None,
-        description="Where a gateway finds the query role.  Unused: the role has no routes in this version.",
+        description=(
+            "Where a gateway finds the query role when its own process does not run it; no default."
+        ),
     )
     vectors_url: str | None = Field(
         None,
@@ -177,6 +181,59 @@ class Settings(BaseSettings):
         description=(
             "Largest object that storage put takes, in bytes; above it 413.  5 GiB is S3's limit for one PUT."
         ),
+    )
+    ingest_body_bytes_max: int = Field(
+        5 * GIB,
+        ge=1,
+        description="Largest file that ingest takes as a request body, in bytes; above it 413.  Larger files are "
+        "read from where they lie, by a Dataset.",
+    )
+    ingest_memory_bytes_max: int = Field(
+        512 * MIB,
+        ge=64 * MIB,
+        description="Memory that reading and converting one dataset may take, in bytes.  512 MiB keeps the worker's "
+        "process under 1 GiB.",
+    )
+    sql_workers: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="SQL queries that run at once, each in a process of its own.  Two, as one core is left to searches "
+        "on a small machine.",
+    )
+    sql_queue_max: int = Field(
+        16, ge=0, description="SQL queries that wait for a worker before more are answered 429."
+    )
+    sql_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds a SQL query may run unless its request says `timeout_s`."
+    )
+    sql_timeout_s_max: float = Field(
+        3_600.0, gt=0, description="Most seconds that a request may ask for with `timeout_s`."
+    )
+    sql_memory_bytes_max: int = Field(
+        1 * GIB,
+        ge=256 * MIB,
+        description="Address space a SQL worker may take beyond its start, in bytes; a query over it fails alone.",
+    )
+    sql_rows_max: int = Field(
+        1_000_000,
+        ge=1,
+        description="Most rows in one SQL answer; more are cut off and the answer says `truncated`.",
+    )
+    sql_bytes_max: int = Field(
+        256 * MIB,
+        ge=1,
+        description="Most bytes in one SQL answer; more are cut off and the answer says `truncated`.",
+    )
+    sql_result_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that the result of a query answered 202 is kept for `GET /v1/sql/{id}`.",
+    )
+    cache_bytes_max: int = Field(
+        20 * GIB,
+        ge=1,
+        description="Most bytes of dataset files that are kept beside the process for SQL, when data is in a bucket.",
     )
     body_bytes_in_flight_max: int = Field(
         512 * MIB,

@@ -21,7 +21,7 @@ def demo(folder: Path, port: int, *args: str) -> str:
         cwd=ROOT,
         env=environment({"CI": "true", "COLUMNS": "120"}),
         stdin=subprocess.DEVNULL,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4_000:] + done.stderr[-4_000:]
@@ -36,7 +36,11 @@ def test_the_demo_leaves_a_server_up_runs_again_over_it_and_stops_it(tmp_path: P
         assert safe is not None
         assert int(safe[1].replace(",", "")) >= 1_500
         assert "the rest not at all" in first
-        assert "python3-" in first
+        assert "Version control" in first, "SQL joined the index with two datasets"
+        assert re.search(r"dataset/packages\s+True\s+2\s+5115", first), (
+            "the edited YAML made a second version"
+        )
+        assert re.search(r"vectorindex/packages-restored\s+True\s+\S+\s+1\s+5115", first)
         assert (folder / "packages-v2.lhv1").stat().st_size > 0
         answer = httpx.get(f"http://127.0.0.1:{port}/v1/vectors/index/packages").json()
         assert answer["length"] == 5_115

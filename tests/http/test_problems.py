@@ -22,8 +22,8 @@ from live_server import LiveServer
         ("POST", "/v1/storage/get/x", 405),
         ("HEAD", "/v1/vectors/index/x/add", 405),
         ("OPTIONS", "/v1/vectors/index", 405),
-        ("POST", "/v1/ingest", 501),
-        ("POST", "/v1/sql", 501),
+        ("POST", "/v1/ingest", 400),
+        ("POST", "/v1/sql", 400),
     ],
 )
 def test_an_error_is_a_problem(server: LiveServer, method: str, path: str, status: int) -> None:

@@ -4,12 +4,27 @@ from typing import Annotated
 
 import typer
 
-from lakehouse.cli import bench_command, doctor, indexes, items, keys, serving, snapshots
+from lakehouse.cli import (
+    bench_command,
+    dataset,
+    declared,
+    doctor,
+    indexes,
+    ingest,
+    items,
+    keys,
+    serving,
+    snapshots,
+    sql,
+)
 from lakehouse.cli.output import EXIT_CODES, Exit, Format, Output, fail, print_json
 from lakehouse.core.errors import LakehouseError
 
-HELP = "Vector search whose only durable state is a bucket, or a directory on this machine."
-FIRST_STEPS = "Begin with `lakehouse up`; then `lakehouse add INDEX FILE.parquet --create`."
+HELP = "Vector search and SQL whose only durable state is a bucket, or a directory on this machine."
+FIRST_STEPS = (
+    "Begin with `lakehouse up`; then `lakehouse ingest FILE --name NAME` and `lakehouse sql`, or "
+    "`lakehouse add INDEX FILE.parquet --create` and `lakehouse search`."
+)
 
 app = typer.Typer(
     name="lakehouse",
@@ -19,18 +34,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(serving.serve)
-app.command()(serving.up)
-app.command()(items.add)
-app.command()(items.search)
-app.add_typer(indexes.app, name="index")
-app.add_typer(snapshots.app, name="snapshot")
-app.command()(doctor.doctor)
-app.command()(bench_command.bench)
-app.add_typer(keys.app, name="key")
+SERVE, LAKE, VECTORS, TOOLS = "Serve", "Datasets and SQL", "Vectors", "Tools"
+DECLARED = "Declared resources"
+
+app.command(rich_help_panel=SERVE)(serving.up)
+app.command(rich_help_panel=SERVE)(serving.serve)
+for command in (declared.apply, declared.get, declared.describe, declared.delete, declared.diff):
+    app.command(rich_help_panel=DECLARED)(command)
+app.command(rich_help_panel=LAKE)(ingest.ingest)
+app.command(rich_help_panel=LAKE)(sql.sql)
+app.add_typer(dataset.app, name="dataset", rich_help_panel=LAKE)
+app.command(rich_help_panel=VECTORS)(items.add)
+app.command(rich_help_panel=VECTORS)(items.search)
+app.add_typer(indexes.app, name="index", rich_help_panel=VECTORS)
+app.add_typer(snapshots.app, name="snapshot", rich_help_panel=VECTORS)
+app.command(rich_help_panel=TOOLS)(doctor.doctor)
+app.command(rich_help_panel=TOOLS)(bench_command.bench)
+app.add_typer(keys.app, name="key", rich_help_panel=TOOLS)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def version(output: Output = Format.TABLE) -> None:
     """Print the version."""
     from lakehouse import __version__

@@ -1,5 +1,6 @@
 """`lakehouse bench`: the options; the measuring is in `lakehouse.cli.bench`."""
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,20 @@ import typer
 from lakehouse.cli.output import Format, Output
 
 
+class Subject(enum.StrEnum):
+    """What to measure."""
+
+    SEARCH = "search"
+    LAKE = "lake"
+
+
 def bench(
+    subject: Annotated[
+        Subject,
+        typer.Argument(
+            help="`search`: the index beside in-process hnswlib; `lake`: SQL beside DuckDB alone."
+        ),
+    ] = Subject.SEARCH,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -24,7 +38,12 @@ def bench(
     out: Annotated[Path, typer.Option(help="Where the JSON and the plot go.")] = Path("build/bench"),
     output: Output = Format.TABLE,
 ) -> None:
-    """Measure the server beside in-process hnswlib: speed with recall, ingest, memory, restart, filters."""
+    """Measure the server: searches, ingest, memory, restart and filters beside in-process hnswlib; or SQL."""
+    if subject is Subject.LAKE:
+        from lakehouse.cli.bench import lake
+
+        lake.main(file, rounds, out, output)
+        return
     from lakehouse.cli.bench.run import Plan, main
 
     main(Plan.choose(file, rows, queries, rounds, out), output)

@@ -66,6 +66,13 @@ ApiKey = Annotated[
         envvar="LAKEHOUSE_API_KEY", help="Bearer key, where the server wants one.", show_default=False
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Work on this directory or s3://bucket/prefix itself, with no server running on it.",
+        show_default=False,
+    ),
+]
 
 _EXITS: tuple[tuple[type[errors.LakehouseError], Exit], ...] = (
     (errors.NotFound, Exit.NOT_FOUND),
@@ -91,6 +98,8 @@ def advice(error: errors.LakehouseError) -> str | None:
             return "use a key with that right; `lakehouse key new --right …` makes one"
         case errors.NotFound() if error.message.startswith("no such index"):
             return "`lakehouse index list` shows what there is"
+        case _ if error.message.startswith("no such dataset"):
+            return "`lakehouse dataset list` shows what there is"
         case errors.TooLarge():
             return "send less at a time, such as `--batch-size 100`"
         case errors.Busy():
@@ -109,10 +118,10 @@ def advice(error: errors.LakehouseError) -> str | None:
 def fail(error: errors.LakehouseError) -> Exit:
     """Say what went wrong and what to do next; no traceback, because it is known."""
     err = err_console()
-    err.print(f"[bold red]error:[/] {_escaped(_text_of(error))}", highlight=False)
+    err.print(f"[bold red]error:[/] {escaped(_text_of(error))}", highlight=False)
     hint = advice(error)
     if hint:
-        err.print(f"[dim]hint:[/] {_escaped(hint)}", highlight=False)
+        err.print(f"[dim]hint:[/] {escaped(hint)}", highlight=False)
     return exit_code(error)
 
 
@@ -120,7 +129,8 @@ def _text_of(error: errors.LakehouseError) -> str:
     return error.message.encode("utf-8", "backslashreplace").decode()
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Somebody's text, so that `note` does not read markup in it."""
     from rich.markup import escape
 
     return escape(text)
@@ -128,6 +138,8 @@ def _escaped(text: str) -> str:
 
 UNWRAPPED_MAX = 24
 """Characters of a cell that stays on one line."""
+SHOWN_CHARACTERS = 40
+"""Of a value from somebody's data in a table of ours."""
 PIPE_WIDTH = 200
 """Characters per line where nobody said how wide the paper is."""
 
@@ -195,7 +207,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
             overflow="fold" if elastic else "ellipsis",
         )
     for line in cells:
-        table.add_row(*map(_escaped, line))
+        table.add_row(*map(escaped, line))
     out.print(table)
 
 
@@ -212,6 +224,17 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={cell(inner)}" for key, inner in value.items())
     return str(value)
+
+
+def shortened(value: Any) -> Any:
+    """A value whose text may be of any length, for a table."""
+    text = None if value is None else str(value)
+    return value if text is None or len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def counted(rows: int) -> str:
+    """`1 row`, `1,234 rows`."""
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def facts(value: Mapping[str, Any], output: Format, title: str | None = None) -> None:
@@ -240,8 +263,26 @@ def foreign(act: str, path: Path) -> Iterator[None]:
         raise errors.Invalid(f"{act}: {(error.strerror or str(error)).lower()}. path=`{path}`") from error
 
 
-def connected(url: str | None, api_key: str | None) -> "Client":
-    """A client that gives up soon, because a person waits."""
+@contextlib.contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A path next to `out` that gets its name once it is whole."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with foreign("cannot write the file", out):
+            partial.touch(exist_ok=False)
+        yield partial
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def connected(url: str | None, api_key: str | None, data: str | None = None) -> "Client":
+    """A client that gives up soon, because a person waits; of `data` itself where that is given."""
     from lakehouse.client import Client, Retries
 
-    return Client(url, api_key=api_key, retries=Retries(attempts_max=ATTEMPTS_MAX))
+    retries = Retries(attempts_max=ATTEMPTS_MAX)
+    if data is None:
+        return Client(url, api_key=api_key, retries=retries)
+    from lakehouse.connection import connect
+
+    return connect(data, retries=retries, declared=False)

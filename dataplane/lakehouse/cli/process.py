@@ -23,15 +23,24 @@ LOG_TAIL_BYTES = 4_000
 
 
 class ServerProcess:
-    """`lakehouse serve` on a data directory; `start` after `kill` is a restart."""
+    """`lakehouse serve` (or `up`) on a data directory; `start` after `kill` is a restart."""
 
-    def __init__(self, data: Path, port: int, log: Path, runtime: Runtime, args: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        data: Path,
+        port: int,
+        log: Path,
+        runtime: Runtime,
+        args: Sequence[str] = (),
+        command: str = "serve",
+    ) -> None:
         self.data = data
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._runtime = runtime
         self._args = tuple(args)
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,7 +54,7 @@ class ServerProcess:
             sys.executable,
             "-m",
             "lakehouse",
-            "serve",
+            self._command,
             "--data",
             str(self.data),
             "--port",

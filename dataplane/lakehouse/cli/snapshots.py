@@ -19,6 +19,7 @@ import typer
 
 from lakehouse.cli.output import (
     ApiKey,
+    Data,
     Format,
     Output,
     Url,
@@ -28,6 +29,7 @@ from lakehouse.cli.output import (
     note,
     print_json,
     print_table,
+    written_beside,
 )
 from lakehouse.core.errors import Conflict, Corrupt, Invalid, LakehouseError
 
@@ -39,10 +41,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at, check, export and import LHV1 snapshot files.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="An LHV1 file.", metavar="FILE.lhv1")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Work on this directory or s3://bucket/prefix itself, with no server running on it."),
-]
 IMPORT_ROWS = 1_000
 """Rows per request of an import through a server."""
 
@@ -123,7 +121,7 @@ def export(
     """Write an index to one LHV1 file."""
     if out.exists():
         raise Conflict(f"the file exists; name another, or remove it. path=`{out}`")
-    with _written_beside(out) as partial:
+    with written_beside(out) as partial:
         if data is not None:
             asyncio.run(_export_offline(index, partial, int(version.value), data))
         else:
@@ -134,19 +132,6 @@ def export(
         print_json(shown)
     else:
         note(f"wrote {out}: version {version.value}, {found['items']:,} items, {found['bytes']:,} bytes")
-
-
-@contextlib.contextmanager
-def _written_beside(out: Path) -> Iterator[Path]:
-    """A path next to `out` that gets its name once it is whole."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with foreign("cannot write the file", out):
-            partial.touch(exist_ok=False)
-        yield partial
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 async def _export_offline(index: str, path: Path, version: int, data: str) -> None:

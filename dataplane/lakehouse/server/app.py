@@ -15,14 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lakehouse.catalog import Catalog
+from lakehouse.collection import Collection
 from lakehouse.core.errors import Dropped, Invalid, LakehouseError
 from lakehouse.engine_settings import EngineSettings
+from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.server import openapi, problem
 from lakehouse.server.auth import Guard
 from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
 from lakehouse.server.catalog_api import CatalogApi
+from lakehouse.server.declared import Controller, ControllerFactory, Declared, Parts, WriteGate
 from lakehouse.server.gateway import Gateway
 from lakehouse.server.health import HealthApi
 from lakehouse.server.http import (
@@ -36,23 +39,29 @@ from lakehouse.server.http import (
     Scope,
     Send,
 )
+from lakehouse.server.ingest_api import IngestApi
 from lakehouse.server.metrics import Metrics
+from lakehouse.server.resources_api import NoResourcesApi, ResourcesApi
 from lakehouse.server.routes import ROUTES, VERSION_PREFIX, Node, Route, find, route_tree
+from lakehouse.server.sql_api import BODY_BYTES_MAX as SQL_BODY_BYTES_MAX
+from lakehouse.server.sql_api import SqlApi
 from lakehouse.server.storage_api import StorageApi
 from lakehouse.server.vectors_api import VectorsApi
 from lakehouse.settings import PROXIED_ROLES, Right, Role, Settings
+from lakehouse.sql.service import SqlService
 from lakehouse.store.base import ObjectStore
 from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
 from lakehouse.store.s3 import S3Settings
 from lakehouse.store.wrappers import MeteredStore
+from lakehouse.vector_sql import DatasetFilters, Filters, IndexVectorSearch, as_metadata
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("lakehouse.access")
 
 LOCKED_ROLES = (Role.VECTORS, Role.CATALOG)
 """Roles that alone may write what is theirs; each holds the lock of its own name."""
-STORED_ROLES = (Role.STORAGE, Role.CATALOG, Role.VECTORS)
+STORED_ROLES = (Role.STORAGE, Role.CATALOG, Role.INGEST, Role.QUERY, Role.VECTORS)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 UNMATCHED = "none"
 """The route label of requests that match no route."""
@@ -62,12 +71,21 @@ class App:
     """The application of one process: `await start()`, serve, `await close()`."""
 
     def __init__(
-        self, settings: Settings, runtime: Runtime | None = None, store: ObjectStore | None = None
+        self,
+        settings: Settings,
+        runtime: Runtime | None = None,
+        store: ObjectStore | None = None,
+        controller: ControllerFactory | None = None,
     ) -> None:
         self.settings = settings
         self.runtime = runtime or SystemRuntime(settings.cpu_workers)
         self.metrics = Metrics()
         self.indexes: Indexes | None = None
+        self.catalog: Catalog | None = None
+        self.sql: SqlService | None = None
+        self.controller: Controller | None = None
+        self._filters: Filters = as_metadata
+        self._new_controller = controller
         self._store = store
         self._scratch: Path | None = None
         self._own_scratch: TemporaryDirectory[str] | None = None
@@ -97,15 +115,24 @@ class App:
             self._store = MeteredStore(self._store, self.runtime, self.metrics)
         self._gateway = self._new_gateway()
         self._join(self._apis())
+        if self.controller is not None:
+            await self.controller.start()
         if self.indexes is not None:
             self.metrics.watch(self.indexes.all_opened)
             self._loading = self.runtime.spawn(_load(self.indexes, self.runtime), name="load indexes")
+        if self.sql is not None:
+            self.metrics.watch_sql(self.sql)
+            await self.sql.start()
 
     async def close(self) -> None:
         """Finish writes that were taken, then release the store."""
+        if self.controller is not None:
+            await self.controller.close()
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
+        if self.sql is not None:
+            await self.sql.close()
         if self._gateway is not None:
             await self._gateway.close()
         if self.indexes is not None:
@@ -136,6 +163,8 @@ class App:
             {
                 Role.STORAGE: settings.storage_body_bytes_max,
                 Role.CATALOG: CATALOG_BODY_BYTES_MAX,
+                Role.INGEST: settings.ingest_body_bytes_max,
+                Role.QUERY: SQL_BODY_BYTES_MAX,
                 Role.VECTORS: settings.vectors_body_bytes_max,
             },
             settings.proxy_connect_s,
@@ -150,16 +179,56 @@ class App:
                 roles, store, self.runtime, self.metrics, self._is_loading, self._unloaded, openapi.document
             )
         }
+        apis["resources"] = NoResourcesApi()
         if store is None:
             return apis
         if Role.STORAGE in roles:
             apis["storage"] = StorageApi(store, self.runtime, settings.storage_body_bytes_max, self._scratch)
         if Role.CATALOG in roles:
-            apis["catalog"] = CatalogApi(Catalog(store, self.runtime))
+            self.catalog = Catalog(store, self.runtime)
+            apis["catalog"] = CatalogApi(self.catalog, store, self.runtime, self._scratch)
+        if Role.INGEST in roles:
+            ingested = self.catalog or Catalog(store, self.runtime)
+            apis["ingest"] = IngestApi(ingested, store, self.runtime, settings, self._scratch)
         if Role.VECTORS in roles:
             self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=self._scratch))
-            apis["vectors"] = VectorsApi(self.indexes, self.runtime, settings.vectors_body_bytes_max)
+            gate = WriteGate()
+            apis["vectors"] = VectorsApi(
+                self.indexes,
+                self.runtime,
+                settings.vectors_body_bytes_max,
+                self._declared,
+                gate,
+                self._filtered,
+            )
+            self._make_controller(store, gate)
+        if self.controller is not None:
+            apis["resources"] = ResourcesApi(self.controller)
+        if Role.QUERY in roles:
+            apis["query"] = SqlApi(self._make_sql(store), self.runtime)
         return apis
+
+    def _make_sql(self, store: ObjectStore) -> SqlService:
+        assert self._scratch is not None
+        vectors = None if self.indexes is None else IndexVectorSearch(self.indexes, self._filtered)
+        catalog = self.catalog or Catalog(store, self.runtime)
+        self.sql = SqlService(catalog, store, self.runtime, self.settings, self._scratch, vectors)
+        self._filters = DatasetFilters(catalog, self.sql)
+        return self.sql
+
+    async def _filtered(self, collection: Collection, text: str) -> str | Predicate:
+        return await self._filters(collection, text)
+
+    def _declared(self, index: str) -> Declared | None:
+        return None if self.controller is None else self.controller.declared(index)
+
+    def _make_controller(self, store: ObjectStore, gate: WriteGate) -> None:
+        if self._new_controller is None or self.indexes is None or self.catalog is None:
+            return
+        assert self._scratch is not None
+        self.controller = self._new_controller(
+            Parts(store, self.runtime, self.settings, self._scratch, self.indexes, self.catalog, gate)
+        )
 
     def _is_loading(self) -> bool:
         return self._loading is not None and not self._loading.done()
@@ -174,9 +243,7 @@ class App:
         for route in ROUTES:
             api, _, method = route.name.partition(".")
             if api in apis:
-                self._handlers[route.name] = getattr(apis[api], method)
-            elif route.role in (Role.INGEST, Role.QUERY):
-                self._handlers[route.name] = _not_available
+                self._handlers[route.name] = getattr(apis[api], method, _not_available)
             elif route.role is not None and self._gateway is not None:
                 self._handlers[route.name] = partial(self._gateway.forward, route.role)
 
@@ -291,9 +358,17 @@ LOAD_AGAIN_S = 2.0
 """Between attempts to list the indexes at start while the store is away."""
 
 
-def create_app(settings: Settings, runtime: Runtime | None = None, store: ObjectStore | None = None) -> App:
-    """The ASGI application of a process with these settings; `store` overrides the one they name."""
-    return App(settings, runtime, store)
+def create_app(
+    settings: Settings,
+    runtime: Runtime | None = None,
+    store: ObjectStore | None = None,
+    controller: ControllerFactory | None = None,
+) -> App:
+    """The ASGI application of a process with these settings; `store` overrides the one they name.
+
+    `controller` makes what keeps declared resources; without it their routes say that nobody does.
+    """
+    return App(settings, runtime, store, controller)
 
 
 async def _not_available(request: Request) -> Response:

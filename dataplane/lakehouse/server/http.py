@@ -157,6 +157,11 @@ class Request:
                 yield chunk
             self.release()
 
+    async def hung_up(self) -> None:
+        """Return once the client has hung up, or has its answer; only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     def release(self) -> None:
         """Give back what the body held of the budget."""
         self._budget.give(self._held)

@@ -7,10 +7,12 @@ when they are asked for.  What this module does not do: keep history; Prometheus
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lakehouse.collection import Collection
+from lakehouse.sql.execution import State
+from lakehouse.sql.service import SqlService
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -75,6 +77,10 @@ class Metrics:
         """Read gauges of every open index when metrics are asked for."""
         self.registry.register(_IndexGauges(collections))
 
+    def watch_sql(self, sql: SqlService) -> None:
+        """Read the SQL service's numbers when metrics are asked for."""
+        self.registry.register(_SqlNumbers(sql))
+
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -110,3 +116,29 @@ class _IndexGauges(Collector):
                 queue.add_metric(place, shard.queued_bytes)
                 damaged.add_metric(place, 0 if shard.damage is None else 1)
         yield from (items, position, log_bytes, queue, damaged)
+
+
+class _SqlNumbers(Collector):
+    """What the SQL service counts itself."""
+
+    def __init__(self, sql: SqlService) -> None:
+        self._sql = sql
+
+    def collect(self) -> Iterator[Metric]:
+        now = GaugeMetricFamily("lakehouse_sql_queries", "SQL queries now, by state.", labels=("state",))
+        for state in (State.QUEUED, State.RUNNING):
+            now.add_metric((state.value,), self._sql.count(state))
+        ended = CounterMetricFamily(
+            "lakehouse_sql_queries_ended",
+            "SQL queries that ended: succeeded, cancelled, or the kind of their failure.",
+            labels=("outcome",),
+        )
+        for outcome, count in sorted(self._sql.numbers.ended.items()):
+            ended.add_metric((outcome,), count)
+        seconds = CounterMetricFamily(
+            "lakehouse_sql_seconds", "Seconds of all ended SQL queries, from admission to end."
+        )
+        seconds.add_metric((), self._sql.numbers.seconds)
+        cached = GaugeMetricFamily("lakehouse_sql_cache_bytes", "Bytes of dataset files kept for SQL.")
+        cached.add_metric((), self._sql.cache.size_bytes)
+        yield from (now, ended, seconds, cached)

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from lakehouse import __version__
+from lakehouse.core.schema import SchemaPolicy
 from lakehouse.core.types import (
     BATCH_ITEMS_MAX,
     DIMENSION_MAX,
@@ -21,7 +22,10 @@ from lakehouse.core.types import (
     M_MIN,
     Distance,
 )
+from lakehouse.ingest.formats import Format
+from lakehouse.server.catalog_api import REJECTS_DEFAULT, REJECTS_MAX
 from lakehouse.server.routes import ROUTES, VERSION_PREFIX, Route
+from lakehouse.server.sql_api import WAIT_S_MAX
 from lakehouse.server.vectors_api import (
     QUERIES_MAX,
     RECALL_SAMPLES_MAX,
@@ -29,11 +33,15 @@ from lakehouse.server.vectors_api import (
     SCROLL_MAX,
     SHARDS_MAX,
 )
+from lakehouse.sql import formats
+from lakehouse.sql.execution import State
+from lakehouse.sql.statement import SQL_BYTES_MAX
 
 Schema = dict[str, Any]
 
 JSON, BINARY, ARROW = "application/json", "application/octet-stream", "application/vnd.apache.arrow.stream"
 PROBLEM, TEXT = "application/problem+json", "text/plain"
+NDJSON = "application/x-ndjson"
 
 
 def _object(required: str = "", /, **properties: Any) -> Schema:
@@ -155,14 +163,79 @@ SCHEMAS: dict[str, Schema] = {
         objects=_array(_object()),
         row_count=_or_null(COUNT),
         created_at=STRING,
+        first_version=_whole(1, description="Where this life of the dataset began; absent for 1."),
+        schema=_array(_object("name type nullable", name=STRING, type=STRING, nullable={"type": "boolean"})),
+        bytes=_or_null(COUNT),
+        stats=_or_null(_object()),
+        sources=_array(_object("uri etag size rows objects", uri=STRING, etag=STRING, size=COUNT)),
+        rejects=_or_null(_object("count key", count=COUNT, key=STRING)),
+        transform_sha256=_or_null(STRING),
+        mode=_or_null({"enum": ["replace", "append"]}),
+    ),
+    "Reject": _object(
+        "source line column error text",
+        source=STRING,
+        line=_or_null(_whole(1)),
+        column=_or_null(STRING),
+        error=STRING,
+        text=STRING,
+    ),
+    "Ingested": _object(
+        "manifest existing published rejects changes sample",
+        manifest=_ref("Manifest"),
+        existing={"type": "boolean"},
+        published={"type": "boolean", "description": "False: nothing changed, or a dry run."},
+        rejects=_object("count rows", count=COUNT, rows=_array(_ref("Reject"))),
+        changes=_array(
+            _object("change column", change=STRING, column=STRING, old=_or_null(STRING), new=_or_null(STRING))
+        ),
+        sample=_array(_object()),
+    ),
+    "Resource": _object(
+        "apiVersion kind metadata spec",
+        apiVersion={"const": "lakehouse.agentview.dev/v1alpha1"},
+        kind={"enum": ["VectorIndex", "Dataset", "IndexSnapshot"]},
+        metadata=_object("name", name=STRING),
+        spec=_object(),
+        status=_object(),
     ),
 }
+
+SCHEMAS["Rows"] = _object(
+    "columns rows row_count truncated",
+    columns=_array(_object("name type", name=STRING, type=STRING)),
+    rows=_array({"type": "array"}),
+    row_count=COUNT,
+    truncated={"type": "boolean"},
+    profile=_object("seconds plan", seconds={"type": "number"}, plan=STRING, operators=_object()),
+)
+SCHEMAS["Query"] = _object(
+    "id status sql format began_at seconds bytes",
+    id=STRING,
+    status={"enum": [state.value for state in State]},
+    sql=STRING,
+    format={"enum": [form.value for form in formats.Format]},
+    began_at=STRING,
+    seconds={"type": "number"},
+    bytes=COUNT,
+    row_count=COUNT,
+    truncated={"type": "boolean"},
+    profile=_object(),
+    error=_object("detail", detail=STRING, kind=STRING, line=_whole(1), column=_whole(1)),
+)
+RESULT_MEDIA = tuple(
+    media.partition(";")[0] for form, media in formats.MEDIA_TYPES.items() if form is not formats.Format.JSON
+)
 
 INDEX_NAME: Schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
 PATH_PARAMETERS: dict[str, tuple[Schema, str]] = {
     "name": (INDEX_NAME, "The index."),
     "id": (ITEM_ID, "The item, percent-encoded; it may hold slashes."),
     "dataset": ({"type": "string", "minLength": 1, "maxLength": 200}, "The dataset, percent-encoded."),
+    "kind": (
+        {"enum": ["vectorindexes", "datasets", "indexsnapshots"]},
+        "The kind: its plural; singular, short name and the kind itself are taken too.",
+    ),
     "key": (
         {"type": "string", "minLength": 1, "maxLength": 1024},
         (
@@ -191,6 +264,36 @@ class Operation:
     body_required: bool = True
     description: str = ""
 
+
+DATASET_VERSION: tuple[Schema, str] = (_whole(1, 10**18 - 1), "The version; the newest by default.")
+_YES_NO: Schema = {"type": "boolean"}
+INGEST_QUERY: dict[str, tuple[Schema, str]] = {
+    "name": ({"type": "string", "minLength": 1, "maxLength": 200}, "The dataset; required."),
+    "filename": (STRING, "What the file is called: it tells the format, and rejected rows name it."),
+    "mode": ({"enum": ["replace", "append"], "default": "replace"}, "What becomes of the rows there are."),
+    "format": ({"enum": [each.value for each in Format]}, "Guessed when absent."),
+    "schema_policy": (
+        {"enum": [each.value for each in SchemaPolicy], "default": "Strict"},
+        "What of the dataset's schema may change: nothing, columns may be added, anything.",
+    ),
+    "fingerprint": (STRING, "The only schema allowed, by its fingerprint."),
+    "transform": (STRING, "One SELECT over the table `source`, applied before anything is stored."),
+    "dry_run": (_YES_NO | {"default": False}, "Read and convert everything, publish nothing."),
+    "max_rejects": (COUNT, "Most rows that may be unreadable; all but one by default."),
+    "types": (STRING, "Types of columns, as in `id:BIGINT,day:DATE`."),
+    "delimiter": (STRING, "Of CSV; found out when absent."),
+    "quote": (STRING, "Of CSV."),
+    "escape": (STRING, "Of CSV."),
+    "header": (_YES_NO, "Whether the first line of a CSV file names the columns; found out when absent."),
+    "encoding": ({"enum": ["utf-8", "utf-16", "latin-1"], "default": "utf-8"}, "Of CSV."),
+    "null": (STRING, "The text that stands for null in CSV."),
+    "skip": (COUNT, "Lines before the header of a CSV file."),
+    "comment": (STRING, "The character that begins a comment in CSV."),
+    "date_format": (STRING, "Of dates in text, as in `%d.%m.%Y`."),
+    "timestamp_format": (STRING, "Of timestamps in text."),
+    "decimal_separator": (STRING, "Of numbers in CSV."),
+    "all_text": (_YES_NO, "Take every column of CSV as text."),
+}
 
 HEADERS: dict[str, tuple[Schema, str]] = {
     "Idempotency-Key": (
@@ -226,6 +329,14 @@ def _options(**more: Any) -> Schema:
     return {"allOf": [_ref("SearchOptions"), _object(required, **more)]}
 
 
+DECLARED = "Only `lakehouse up` keeps declared resources; another server answers 404 and says so."
+RESOURCES = _object("items count", items=_array(_ref("Resource")), count=COUNT)
+APPLIED = _object(
+    "result resource",
+    result={"enum": ["created", "configured", "unchanged"]},
+    resource=_ref("Resource"),
+    before=_or_null(_ref("Resource")),
+)
 OPERATIONS: dict[str, Operation] = {
     "health.health": Operation(
         "Whether the process answers, and what it runs",
@@ -284,13 +395,174 @@ OPERATIONS: dict[str, Operation] = {
         description="The same fingerprint again is `existing`, with a new version where the objects "
         "differ; another fingerprint is 409.",
     ),
-    "catalog.manifest": Operation("The newest manifest of a dataset", answers={200: _json(_ref("Manifest"))}),
+    "catalog.manifest": Operation(
+        "The newest manifest of a dataset, or that of a version",
+        query={"version": DATASET_VERSION},
+        answers={200: _json(_ref("Manifest"))},
+        description="`name@v3` in the path names a version, too.",
+    ),
+    "catalog.versions": Operation(
+        "The manifests of a dataset, oldest first",
+        answers={
+            200: _json(
+                _object("name versions count", name=STRING, versions=_array(_ref("Manifest")), count=COUNT)
+            )
+        },
+    ),
+    "catalog.rejects": Operation(
+        "A page of the rows that could not be read",
+        query={
+            "version": DATASET_VERSION,
+            "offset": (COUNT, "Rows to skip."),
+            "limit": (_whole(0, REJECTS_MAX, default=REJECTS_DEFAULT), "Most rows in the answer."),
+        },
+        answers={
+            200: {
+                JSON: _object(
+                    "name version count offset rejects",
+                    name=STRING,
+                    version=_whole(1),
+                    count=COUNT,
+                    offset=COUNT,
+                    rejects=_array(_ref("Reject")),
+                ),
+                NDJSON: BYTES,
+            }
+        },
+        description="As NDJSON, one row a line, where the Accept header asks for it.",
+    ),
+    "catalog.drop": Operation("Delete a dataset with all its versions", answers={204: {}}),
     "catalog.list": Operation(
         "The newest manifest of every dataset",
         answers={200: _json(_object("manifests count", manifests=_array(_ref("Manifest")), count=COUNT))},
     ),
-    "ingest.ingest": Operation("Not available in this version", body_required=False),
-    "query.sql": Operation("Not available in this version", body_required=False),
+    "ingest.ingest": Operation(
+        "Make a file a version of a dataset",
+        request={
+            BINARY: BYTES,
+            "text/csv": BYTES,
+            NDJSON: BYTES,
+            JSON: ANY,
+            "application/vnd.apache.parquet": BYTES,
+            "multipart/form-data": _object("file", file=BYTES),
+        },
+        query=INGEST_QUERY,
+        answers={200: _json(_ref("Ingested"))},
+        body_required=False,
+        description="CSV, TSV, JSON, NDJSON or Parquet, also in gzip or zstd.  The same bytes again make no new "
+        "version.  A schema that does not fit is 409 and tells the difference.  Parameters may be fields of the "
+        "form, too.",
+    ),
+    "ingest.running": Operation(
+        "Every ingest under way in this process",
+        answers={
+            200: _json(
+                _object(
+                    "running count",
+                    running=_array(
+                        _object(
+                            "id name step bytes_read bytes_total rows started_at",
+                            id=STRING,
+                            name=STRING,
+                            step=STRING,
+                            bytes_read=COUNT,
+                            bytes_total=COUNT,
+                            rows=COUNT,
+                            started_at=STRING,
+                        )
+                    ),
+                    count=COUNT,
+                )
+            )
+        },
+    ),
+    "query.sql": Operation(
+        "Run one SELECT over datasets",
+        request=_json(
+            _object(
+                "sql",
+                sql={"type": "string", "maxLength": SQL_BYTES_MAX},
+                parameters={
+                    "description": "A list for `?` and `$1`, or an object for `$name`.",
+                    "anyOf": [_array({}), _object(), {"type": "null"}],
+                },
+                timeout_s=_or_null({"type": "number", "exclusiveMinimum": 0}),
+                row_limit=_or_null(_whole(1)),
+                byte_limit=_or_null(_whole(1)),
+                explain={"type": "boolean", "default": False},
+                wait_s=_or_null({"type": "number", "minimum": 0, "maximum": WAIT_S_MAX}),
+            )
+        ),
+        answers={
+            200: {**_json(_ref("Rows")), **dict.fromkeys(RESULT_MEDIA, BYTES)},
+            202: _json(_ref("Query")),
+            406: {},
+        },
+        description=(
+            'A dataset is named as a table, one of its versions as `"name@v3"`; '
+            "`vector_search('index', q, k := 10, filter := '…')` is a table of `id`, `distance` and `metadata`, "
+            "where q is a list of numbers, a parameter, an item's id, or a column of a table before it.  Accept "
+            "chooses the form.  `Lakehouse-Truncated` says whether rows were cut off; `maybe` when the answer "
+            "began before its end was known: then the query's status, and in JSON, Parquet and Arrow the result "
+            "itself, tells.  With `wait_s` an answer that takes longer is 202, and the result is fetched by its id."
+        ),
+    ),
+    "query.list": Operation(
+        "Queries that run or ended lately, newest first",
+        answers={200: _json(_object("queries", queries=_array(_ref("Query"))))},
+    ),
+    "query.get": Operation(
+        "The kept result of a query, or its status",
+        query={
+            "wait_s": (
+                {"type": "number", "minimum": 0, "maximum": WAIT_S_MAX, "default": 0},
+                "How long to wait for its end.",
+            ),
+            "status": ({"type": "boolean", "default": False}, "Answer with the status, never the result."),
+        },
+        answers={
+            200: {
+                JSON: {"anyOf": [_ref("Rows"), _ref("Query")]},
+                **dict.fromkeys(RESULT_MEDIA, BYTES),
+            },
+            202: _json(_ref("Query")),
+        },
+        description="The result in the form asked at first, when the query was sent with `wait_s`; 202 while it "
+        "runs; the problem that ended it.",
+    ),
+    "query.cancel": Operation("End a query, or forget its result", answers={204: {}}),
+    "resources.list": Operation(
+        "Every declared resource, with its status", answers={200: _json(RESOURCES)}, description=DECLARED
+    ),
+    "resources.of_kind": Operation(
+        "The declared resources of one kind, with their status",
+        answers={200: _json(RESOURCES)},
+        description=DECLARED,
+    ),
+    "resources.get": Operation(
+        "One declared resource: what is wanted, and what was seen", answers={200: _json(_ref("Resource"))}
+    ),
+    "resources.events": Operation(
+        "What happened to a resource lately, oldest first",
+        answers={200: _json(_object("events count", events=_array(_object()), count=COUNT))},
+    ),
+    "resources.apply": Operation(
+        "Create a resource, or bring it in line with a document",
+        request=_json(_ref("Resource")),
+        query={"dry_run": ({"type": "boolean"}, "Check and tell, but change nothing.")},
+        answers={200: _json(APPLIED), 201: _json(APPLIED)},
+        description="A document that breaks a rule of its kind is 400, with every problem in `problems`.",
+    ),
+    "resources.delete": Operation(
+        "Ask for a resource to go; its deletionPolicy says what becomes of its data",
+        query={"wait": ({"type": "boolean"}, "Answer when it is gone, after two minutes at most.")},
+        answers={200: _json(_object("result", result=STRING)), 202: _json(_object("result", result=STRING))},
+    ),
+    "resources.diff": Operation(
+        "What applying each document would change",
+        request=_json(_object("documents", documents=_array(_ref("Resource"), minItems=1))),
+        answers={200: _json(_object("differences", differences=_array(APPLIED)))},
+    ),
     "vectors.create": Operation(
         "Create an empty index",
         request=_json(

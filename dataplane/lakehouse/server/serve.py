@@ -17,6 +17,7 @@ import uvloop
 
 from lakehouse.core.errors import Conflict, Invalid
 from lakehouse.server.app import App, create_app
+from lakehouse.server.declared import ControllerFactory
 from lakehouse.server.protocol import OneWriteProtocol
 from lakehouse.settings import Settings
 
@@ -29,22 +30,31 @@ KEEP_ALIVE_S = 75
 """Longer than the 60 s that load balancers keep idle connections, so that they hang up first."""
 
 
-def serve(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    settings: Settings,
+    ready: Callable[[str], None] | None = None,
+    controller: ControllerFactory | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; returns when everything taken is finished.
 
-    `ready` is called with the URL once connections are accepted.  Raises `Conflict` when the port or the data
+    `ready` is called with the URL once connections are accepted; `controller` makes what keeps declared resources.
+    Raises `Conflict` when the port or the data
     directory is taken, `Invalid` for an address that cannot be used, and what opening the store raises.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_until_stopped(settings, ready))
+        runner.run(serve_until_stopped(settings, ready, controller))
 
 
-async def serve_until_stopped(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
+async def serve_until_stopped(
+    settings: Settings,
+    ready: Callable[[str], None] | None = None,
+    controller: ControllerFactory | None = None,
+) -> None:
     """`serve` on the running loop."""
     listener = _bound(settings.host, settings.port)
     with contextlib.closing(listener):
-        app = create_app(settings)
+        app = create_app(settings, controller=controller)
         try:
             await app.start()
             await _run(app, listener, ready)

@@ -81,7 +81,7 @@ class StorageApi:
                 with contextlib.suppress(FileNotFoundError):
                     await run(path.unlink)
         except OSError as error:
-            raise _spool_failed(error) from error
+            raise spool_failed(error) from error
         return size
 
 
@@ -104,7 +104,8 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _spool_failed(error: OSError) -> Unavailable:
+def spool_failed(error: OSError) -> Unavailable:
+    """The error for a body that the disk does not take."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull("no room for the body on its way to the store", outcome=Outcome.NOT_COMMITTED)
     reason = error.strerror or type(error).__name__

@@ -5,13 +5,13 @@ because a hop to a thread costs more than the search; large bodies are decoded i
 would hold the loop. What this module does not do: decide anything about indexes; `lakehouse.indexes` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
 from lakehouse.collection import Collection
-from lakehouse.core.errors import Invalid
+from lakehouse.core.errors import Invalid, NotFound
 from lakehouse.core.types import (
     BATCH_ITEMS_MAX,
     EF_MAX,
@@ -29,10 +29,20 @@ from lakehouse.core.types import (
     WriteResult,
     clamped_k,
 )
+from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime
 from lakehouse.server import add_body, json_body
 from lakehouse.server.add_body import matrix_of
+from lakehouse.server.declared import (
+    Declared,
+    WriteGate,
+    check_not_declared,
+    check_served,
+    check_writable,
+    nobody,
+    not_ready,
+)
 from lakehouse.server.http import BINARY, Request, Response, json_response, media_types
 from lakehouse.server.json_body import (
     CreateBody,
@@ -47,6 +57,7 @@ from lakehouse.server.json_body import (
     floats,
     wrong_dimension,
 )
+from lakehouse.vector_sql import Filters, as_metadata
 
 INLINE_BODY_BYTES = 64 << 10
 """A larger add body is decoded in a worker: 64 KiB of JSON take about 0.3 ms."""
@@ -70,10 +81,21 @@ decode_snapshot = Decoder(SnapshotBody)
 class VectorsApi:
     """Handlers named as the routes are."""
 
-    def __init__(self, indexes: Indexes, runtime: Runtime, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        indexes: Indexes,
+        runtime: Runtime,
+        body_bytes_max: int,
+        declared: Callable[[str], Declared | None] = nobody,
+        gate: WriteGate | None = None,
+        filters: Filters = as_metadata,
+    ) -> None:
         self._indexes = indexes
         self._runtime = runtime
         self._body_bytes_max = body_bytes_max
+        self._declared = declared
+        self._gate = gate or WriteGate()
+        self._filters = filters
 
     # --- hot
 
@@ -92,7 +114,8 @@ class VectorsApi:
             if asked.id is not None:
                 return await self._search_by_id(collection, asked, position)
             options, queries = asked, _one_vector(asked.vector, collection.params.dimension)
-        result = await _search(collection, queries, clamped_k(options.k), options, position)
+        wanted = await self._wanted(collection, options.filter)
+        result = await _search(collection, queries, clamped_k(options.k), options, wanted, position)
         return _search_response(_hits_json(result.hits[0], options.include), result, options)
 
     async def search_batch(self, request: Request) -> Response:
@@ -109,25 +132,51 @@ class VectorsApi:
             _check_query_count(len(asked.vectors))
             queries = json_body.matrix(asked.vectors, dimension, "vectors[{}]")
         _check_query_count(len(queries))
-        result = await _search(collection, queries, clamped_k(options.k), options, _min_position(request))
+        wanted = await self._wanted(collection, options.filter)
+        position = _min_position(request)
+        result = await _search(collection, queries, clamped_k(options.k), options, wanted, position)
         include = options.include
         return _search_response([_hits_json(hits, include) for hits in result.hits], result, options)
 
     async def add(self, request: Request) -> Response:
         """Upsert a batch of items."""
-        collection = await self._collection(request)
+        collection = await self._writable(request)
         key = request.idempotency_key()
         body = await request.body(self._body_bytes_max)
         if len(body) > INLINE_BODY_BYTES:
             batch = await self._runtime.run_cpu(add_body.decode, body, request.media_type, collection.params)
         else:
             batch = add_body.decode(body, request.media_type, collection.params)
-        result = await collection.add(batch, idempotency_key=key)
+        with self._gate.writing(collection.name):
+            result = await collection.add(batch, idempotency_key=key)
         return json_response({"added": result.added, "length": result.length}, 200, _written(result))
 
     async def _collection(self, request: Request) -> Collection:
         name = request.params["name"]
-        return self._indexes.opened(name) or await self._indexes.open(name)
+        collection = self._indexes.opened(name)
+        return await self._opened(name) if collection is None else collection
+
+    async def _opened(self, name: str) -> Collection:
+        """Raises `Unavailable` rather than `NotFound` for an index that is declared and does not live yet."""
+        declared = self._declared(name)
+        check_served(declared, name)
+        try:
+            return await self._indexes.open(name)
+        except NotFound as error:
+            if declared is None:
+                raise
+            raise not_ready(declared, name) from error
+
+    async def _wanted(self, collection: Collection, text: str | None) -> str | Predicate | None:
+        """A filter as the engine takes it; one over a dataset's columns is answered by SQL first."""
+        if text is None or collection.origin is None:
+            return text
+        return await self._filters(collection, text)
+
+    async def _writable(self, request: Request) -> Collection:
+        collection = await self._collection(request)
+        check_writable(self._declared(collection.name), collection.name)
+        return collection
 
     async def _search_by_id(
         self, collection: Collection, asked: json_body.SearchBody, position: Position | None
@@ -140,7 +189,8 @@ class VectorsApi:
             item_id, consistency=CONSISTENCY[asked.consistency], min_position=position
         )
         k = clamped_k(asked.k)
-        result = await _search(collection, item.vector.reshape(1, -1), k + 1, asked, position)
+        wanted = await self._wanted(collection, asked.filter)
+        result = await _search(collection, item.vector.reshape(1, -1), k + 1, asked, wanted, position)
         others = [hit for hit in result.hits[0] if hit.id != item_id][:k]
         return _search_response(_hits_json(others, asked.include), result, asked)
 
@@ -149,6 +199,7 @@ class VectorsApi:
     async def create(self, request: Request) -> Response:
         """A new, empty index."""
         asked: CreateBody = decode_create(await request.body(self._body_bytes_max))
+        check_not_declared(self._declared(asked.name), asked.name)
         shards = asked.shards or 1
         if not 1 <= shards <= SHARDS_MAX:
             raise Invalid(f"shards must be a whole number from 1 to {SHARDS_MAX}. shards=`{shards}`")
@@ -168,7 +219,9 @@ class VectorsApi:
 
     async def drop(self, request: Request) -> Response:
         """Delete an index with all it holds."""
-        await self._indexes.drop(request.params["name"])
+        name = request.params["name"]
+        check_not_declared(self._declared(name), name)
+        await self._indexes.drop(name)
         return Response(204)
 
     async def merge(self, request: Request) -> Response:
@@ -177,27 +230,39 @@ class VectorsApi:
         asked: MergeBody = decode_merge(await self._body(request))
         if not asked.dest or asked.dest == source:
             raise Invalid(f"dest names another index than the source. dest=`{asked.dest}`")
-        result = await self._indexes.merge(
-            source,
-            asked.dest,
-            clear_source=bool(asked.clear_source),
-            replace=asked.on_conflict == "replace",
-        )
+        await self._check_merge(source, asked.dest, clears=bool(asked.clear_source))
+        with self._gate.writing(source, asked.dest):
+            result = await self._indexes.merge(
+                source,
+                asked.dest,
+                clear_source=bool(asked.clear_source),
+                replace=asked.on_conflict == "replace",
+            )
         return json_response(_merged(result), 200, _at(result.position))
+
+    async def _check_merge(self, source: str, dest: str, *, clears: bool) -> None:
+        for name, changes in ((source, clears), (dest, True)):
+            declared = self._declared(name)
+            if declared is not None:
+                await self._opened(name)
+                if changes:
+                    check_writable(declared, name)
 
     # --- items
 
     async def delete(self, request: Request) -> Response:
         """Delete items by id, or all that match a filter."""
-        collection = await self._collection(request)
+        collection = await self._writable(request)
         key = request.idempotency_key()
         asked: DeleteBody = decode_delete(await self._body(request))
         if (asked.ids is None) == (asked.filter is None):
             raise Invalid("give either `ids` or `filter`")
-        if asked.filter is not None:
-            result = await collection.delete_where(asked.filter)
-        else:
-            result = await collection.delete(_checked_ids(asked.ids or []), idempotency_key=key)
+        with self._gate.writing(collection.name):
+            if asked.filter is not None:
+                wanted = await self._filters(collection, asked.filter)
+                result = await collection.delete_where(wanted)
+            else:
+                result = await collection.delete(_checked_ids(asked.ids or []), idempotency_key=key)
         return json_response({"deleted": result.deleted, "length": result.length}, 200, _written(result))
 
     async def item(self, request: Request) -> Response:
@@ -215,8 +280,9 @@ class VectorsApi:
         asked: ScrollBody = decode_scroll(await self._body(request))
         limit = asked.limit if asked.limit is not None and asked.limit > 0 else SCROLL_DEFAULT
         headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
+        wanted = await self._wanted(collection, asked.filter)
         items, after = await collection.scroll(
-            asked.after, min(limit, SCROLL_MAX), asked.filter, consistency=Consistency.EVENTUAL
+            asked.after, min(limit, SCROLL_MAX), wanted, consistency=Consistency.EVENTUAL
         )
         include = asked.include if asked.include is not None else ["metadata"]
         found = [_item_json(item, "vectors" in include, "metadata" in include) for item in items]
@@ -227,7 +293,8 @@ class VectorsApi:
         collection = await self._collection(request)
         asked: ReadBody = decode_read(await self._body(request))
         headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
-        count = await collection.count(asked.filter, consistency=Consistency.EVENTUAL)
+        wanted = await self._wanted(collection, asked.filter)
+        count = await collection.count(wanted, consistency=Consistency.EVENTUAL)
         return json_response({"count": count}, 200, headers)
 
     # --- looking after
@@ -321,7 +388,12 @@ def _consistency(request: Request) -> Consistency:
 
 
 async def _search(
-    collection: Collection, queries: Vectors, k: int, options: SearchOptions, position: Position | None
+    collection: Collection,
+    queries: Vectors,
+    k: int,
+    options: SearchOptions,
+    wanted: str | Predicate | None,
+    position: Position | None,
 ) -> SearchResult:
     """Inline when the index is fresh and the search cheap; else as the engine sees fit."""
     _check_ef(options.ef)
@@ -334,7 +406,7 @@ async def _search(
             queries,
             k,
             ef=options.ef,
-            filter=options.filter,
+            filter=wanted,
             include_metadata=metadata,
             include_vectors=vectors,
         )
@@ -344,7 +416,7 @@ async def _search(
         queries,
         k,
         ef=options.ef,
-        filter=options.filter,
+        filter=wanted,
         include_metadata=metadata,
         include_vectors=vectors,
         consistency=consistency,

@@ -1,0 +1,311 @@
+"""Doing what a plan says, in one process: short things at once, long ones as work beside the loop.
+
+Every action may be repeated: what is done already is found done.  Work that is cancelled or killed leaves nothing that
+anyone can see, because content comes first and its record last.  What this module does not do: decide.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from lakehouse import building
+from lakehouse.control import plan
+from lakehouse.control.kinds import INDEX_SNAPSHOT, DatasetSource, DatasetSpec, IngestMode
+from lakehouse.control.plan import Action
+from lakehouse.control.state import LastDrain, LastRefresh, RefreshResult, Resource
+from lakehouse.core import named, names
+from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.schema import SchemaPolicy
+from lakehouse.core.types import Batch
+from lakehouse.embedded.known import Key, Registry
+from lakehouse.embedded.rows import Columns, Rows
+from lakehouse.embedded.work import Work, Workshop
+from lakehouse.ingest.formats import Format
+from lakehouse.ingest.spec import IngestResult, IngestSpec, Mode, Progress, Source
+from lakehouse.server.declared import Parts
+from lakehouse.store.open import open_store
+from lakehouse.store.s3 import S3Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What acting needs of whoever keeps the resources."""
+
+    create: Callable[[dict[str, Any]], Awaitable[None]]
+    """Apply a document unless its resource is there."""
+    ask_deletion: Callable[[Key], Awaitable[None]]
+    forget: Callable[[Key], Awaitable[None]]
+
+
+Convert = Callable[..., Awaitable[IngestResult]]
+"""`lakehouse.ingest.run`, or what takes its place in a simulation."""
+
+
+class Actor:
+    """Applies actions to the parts of this process."""
+
+    def __init__(
+        self, parts: Parts, registry: Registry, workshop: Workshop, wishes: Wishes, convert: Convert
+    ) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._workshop = workshop
+        self._wishes = wishes
+        self._convert = convert
+
+    async def apply(self, action: Action, resource: Resource[Any]) -> None:
+        """Do it, or start it when it is long.  Raises what the engine, the catalog or the store raise."""
+        key = (resource.kind, resource.meta.name)
+        if action.long:
+            self._workshop.start(key, action, lambda work: self._work(action, resource, work))
+        else:
+            await self._short(action, resource, key)
+
+    async def _short(self, action: Action, resource: Resource[Any], key: Key) -> None:
+        """What concerns any kind; the rest is the index's or the dataset's."""
+        match action:
+            case plan.StopWork():
+                await self._workshop.stop(key)
+            case plan.RemoveResource():
+                await self._wishes.forget(key)
+            case plan.CreateSnapshotResource():
+                await self._wishes.create(action.document())
+            case plan.DeleteSnapshotResource():
+                await self._wishes.ask_deletion((INDEX_SNAPSHOT, action.name))
+            case plan.DeleteSnapshotFiles():
+                await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name))
+            case plan.RetireVersions():
+                await self._parts.catalog.retire(resource.meta.name, action.keep, action.pinned)
+            case plan.DropDataset():
+                await _absent_is_well(self._parts.catalog.drop(resource.meta.name))
+            case _:
+                await self._on_index(action, resource.meta.name)
+
+    async def _on_index(self, action: Action, name: str) -> None:
+        indexes = self._parts.indexes
+        match action:
+            case plan.CreateIndex():
+                await indexes.create(action.params, action.shards, owner=action.owner)
+            case plan.SetEfSearch():
+                await indexes.set_ef_search(name, action.ef_search)
+            case plan.TakeOver():
+                await indexes.take_over(name, action.owner)
+            case plan.Suspend():
+                await indexes.suspend(name)
+            case plan.Resume():
+                await indexes.resume(name)
+            case plan.DropIndex():
+                await _absent_is_well(indexes.drop(name))
+            case _:
+                raise NotImplementedError(f"no way to apply {action.act}")
+
+    async def _work(self, action: Action, resource: Resource[Any], work: Work) -> None:
+        name = resource.meta.name
+        match action:
+            case plan.BuildIndex():
+                await self._build(action, work)
+            case plan.RestoreIndex():
+                await self._restore(action, name)
+            case plan.RebuildIndex():
+                await self._rebuild(action, name, work)
+            case plan.Merge():
+                await self._merge(action, name)
+            case plan.Ingest():
+                await self._ingest(action, resource, work)
+            case plan.TakeSnapshot():
+                await self._take_snapshot(action)
+            case _:
+                raise NotImplementedError(f"no way to run {action.act}")
+
+    # ---------------------------------------------------------------- indexes
+
+    async def _build(self, action: plan.BuildIndex, work: Work) -> None:
+        parts = self._parts
+        manifest = await parts.catalog.manifest(action.dataset, action.version)
+        columns = Columns(
+            action.id_column, action.vector_column, action.metadata_columns, action.params.dimension
+        )
+        rows = Rows(manifest, columns, parts.store, parts.runtime, parts.scratch)
+        total = manifest.row_count
+        batches = rows.batches()
+        async with contextlib.aclosing(batches):
+            await building.build(
+                parts.indexes,
+                action.params,
+                action.shards,
+                batches,
+                owner=action.owner,
+                origin=dict(action.origin),
+                replaces=action.replaces,
+                progress=lambda done: work.tell(_progress(done, total)),
+            )
+
+    async def _restore(self, action: plan.RestoreIndex, name: str) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if action.snapshot is not None:
+                files: Sequence[str | Path] = await self._named_files(action.snapshot)
+            else:
+                files = await self._files_at(str(action.uri), stack)
+            await building.restore(
+                self._parts.indexes,
+                name,
+                files,
+                shards=action.shards,
+                owner=action.owner,
+                origin=dict(action.origin),
+                params=action.params,
+            )
+
+    async def _named_files(self, snapshot: str) -> Sequence[str]:
+        """The files of an IndexSnapshot, which its status leads to, also when its index is gone."""
+        entry = self._registry.get((INDEX_SNAPSHOT, snapshot))
+        if entry is None:
+            raise NotFound(f"no such IndexSnapshot. name=`{snapshot}`")
+        life = str(entry.seen.status.get("position", "")).partition(":")[0]
+        for found in await self._parts.indexes.named_snapshots(entry.resource.spec.index):
+            if found.name == snapshot and found.incarnation.hex == life:
+                return found.keys
+        raise NotFound(f"the files of this IndexSnapshot are gone. name=`{snapshot}`")
+
+    async def _files_at(self, uri: str, stack: contextlib.AsyncExitStack) -> Sequence[str | Path]:
+        """What a URI leads to: a key of this store, a file on this machine, or an object of a bucket."""
+        parts = self._parts
+        inside = f"{parts.store.url.rstrip('/')}/"
+        if uri.startswith(inside):
+            return await self._keys(uri.removeprefix(inside))
+        if uri.startswith("s3://"):
+            path = parts.scratch / f"restored-{parts.runtime.uuid().hex}{names.LHV1_SUFFIX}"
+            stack.push_async_callback(parts.runtime.run_io, path.unlink, missing_ok=True)
+            await self._download(uri, path)
+            return [path]
+        if uri.startswith("file://"):
+            return [Path(unquote(urlsplit(uri).path))]
+        return [Path(uri)] if uri.startswith("/") else await self._keys(uri)
+
+    async def _keys(self, key: str) -> Sequence[str]:
+        """The files that a record of a named snapshot lists, or the one file itself."""
+        if key.endswith(".json"):
+            return [file.key for file in named.decode(await self._parts.store.get(key))]
+        return [key]
+
+    async def _download(self, uri: str, path: Path) -> None:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        settings = self._parts.settings
+        store = await open_store(
+            f"s3://{bucket}",
+            self._parts.runtime,
+            s3=S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region),
+            probed=False,
+        )
+        try:
+            await store.download(key, path)
+        finally:
+            await store.close()
+
+    async def _rebuild(self, action: plan.RebuildIndex, name: str, work: Work) -> None:
+        """A new life from the items of the old; writes are refused meanwhile, because a late one would be lost."""
+        parts = self._parts
+        async with parts.gate.shut(name):
+            life = await parts.indexes.fresh(name)
+            batches = _items(life.chunks())
+            total = life.length
+            async with contextlib.aclosing(batches):
+                await building.build(
+                    parts.indexes,
+                    action.params,
+                    life.shards,
+                    batches,
+                    owner=life.record.owner,
+                    origin=life.record.origin,
+                    replaces=True,
+                    progress=lambda done: work.tell(_progress(done, total)),
+                )
+
+    async def _merge(self, action: plan.Merge, name: str) -> None:
+        with self._parts.gate.writing(name, action.into):
+            result = await self._parts.indexes.merge(
+                name, action.into, clear_source=action.clear, replace=action.replace
+            )
+        if result.failed:
+            raise Invalid(f"{result.failed} items could not be merged: {result.first_error}")
+        self._workshop.drains[name] = LastDrain(self._parts.runtime.now(), result.merged)
+
+    # --------------------------------------------------------------- datasets
+
+    async def _ingest(self, action: plan.Ingest, resource: Resource[DatasetSpec], work: Work) -> None:
+        parts, name = self._parts, resource.meta.name
+        result = await self._convert(
+            _ingest_spec(name, resource.spec),
+            parts.catalog,
+            parts.store,
+            parts.runtime,
+            parts.settings,
+            lambda progress: work.tell(_ingested(progress)),
+            scratch=parts.scratch,
+            deadline_s=float(resource.spec.deadline_s),
+        )
+        self._workshop.refreshes[name] = LastRefresh(
+            action.subject,
+            work.started_at,
+            parts.runtime.now(),
+            RefreshResult.PUBLISHED if result.published else RefreshResult.UNCHANGED,
+            result.manifest.version,
+            result.rejects,
+        )
+
+    # -------------------------------------------------------------- snapshots
+
+    async def _take_snapshot(self, action: plan.TakeSnapshot) -> None:
+        indexes = self._parts.indexes
+        try:
+            async with asyncio.timeout(action.deadline_s):
+                collection = await indexes.fresh(action.index)
+                await collection.snapshot(action.name)
+                self._workshop.snapshots[action.name] = self._parts.runtime.now()
+        except Conflict:
+            return  # it is whole already
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the snapshot took longer than {action.deadline_s:g} s. name=`{action.name}`",
+                outcome=Outcome.NOT_COMMITTED,
+            ) from error
+
+
+async def _absent_is_well(act: Awaitable[object]) -> None:
+    with contextlib.suppress(NotFound):
+        await act
+
+
+async def _items(chunks: AsyncIterator[tuple[Batch, tuple[int, ...]]]) -> AsyncGenerator[Batch, None]:
+    async for batch, _ in chunks:
+        yield batch
+
+
+def _ingest_spec(name: str, spec: DatasetSpec) -> IngestSpec:
+    return IngestSpec(
+        name,
+        tuple(_source(source) for source in spec.sources),
+        spec.transform,
+        SchemaPolicy(spec.schema_policy),
+        spec.schema_fingerprint,
+        Mode.APPEND if spec.mode is IngestMode.APPEND else Mode.REPLACE,
+        max_rejects=spec.rejects_max,
+    )
+
+
+def _source(source: DatasetSource) -> Source:
+    return Source(source.uri, Format(source.format) if source.format else None, source.options)
+
+
+def _ingested(progress: Progress) -> str:
+    rows = f"{progress.rows:,} rows" if progress.rows else ""
+    share = f"{100 * progress.bytes_read // progress.bytes_total} %" if progress.bytes_total else ""
+    return ", ".join(part for part in (progress.step.value, share, rows) if part)
+
+
+def _progress(done: int, total: int | None) -> str:
+    return f"{done:,} rows" if total is None else f"{done:,} of {total:,} rows"

@@ -1,0 +1,372 @@
+"""What one process sees of a resource, gathered afresh before every decision.
+
+The store and the engine are asked; nothing that was decided before is taken for granted.  A store that does not answer
+is itself something seen.  What this module does not do: change anything, or decide.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lakehouse.collection import Collection
+from lakehouse.control import index_snapshot
+from lakehouse.control.kinds import (
+    DATASET,
+    INDEX_SNAPSHOT,
+    VECTOR_INDEX,
+    DatasetSpec,
+    IndexSnapshotSpec,
+    VectorIndexSpec,
+)
+from lakehouse.control.plan import BuildIndex
+from lakehouse.control.state import (
+    REACHABLE,
+    SCHEDULED_FOR_ANNOTATION,
+    DatasetVersion,
+    Life,
+    ObservedBootstrap,
+    ObservedDataset,
+    ObservedIndex,
+    ObservedIndexSnapshot,
+    ObservedSnapshot,
+    ObservedSource,
+    ObservedTarget,
+    Resource,
+    SnapshotRecord,
+    SnapshotState,
+    StoreState,
+)
+from lakehouse.core import manifest as manifests
+from lakehouse.core import names
+from lakehouse.core.errors import Corrupt, CredentialsRefused, NotFound, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.types import Position
+from lakehouse.embedded.known import Key, Registry
+from lakehouse.embedded.work import Workshop
+from lakehouse.named_snapshots import NamedSnapshot
+from lakehouse.server.declared import Parts
+from lakehouse.store.base import ObjectStore
+
+NAMESPACE = "default"
+OWNERS = f"embedded/{NAMESPACE}/"
+"""What the owners that one process writes begin with; the declared name follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One index as the engine has it."""
+
+    record: Incarnation | None
+    collection: Collection | None = None
+    damaged: str = ""
+    suspended: bool = False
+
+
+class Observer:
+    """Looks at indexes, datasets and snapshots for the control loop."""
+
+    def __init__(self, parts: Parts, registry: Registry, workshop: Workshop) -> None:
+        self._parts = parts
+        self._registry = registry
+        self._workshop = workshop
+        self.pending_since: dict[str, datetime] = {}
+        """Since when an index has held items, as far as this process saw."""
+
+    # ---------------------------------------------------------------- indexes
+
+    async def vector_index(self, resource: Resource[VectorIndexSpec]) -> ObservedIndex:
+        """Everything seen of a VectorIndex."""
+        name, key = resource.meta.name, (VECTOR_INDEX, resource.meta.name)
+        always: dict[str, Any] = {
+            "identity": f"{OWNERS}{name}",
+            "endpoint": f"/v1/vectors/index/{name}",
+            "bootstrap": self._bootstrap(resource.spec),
+            "snapshots": self._snapshots(name),
+            "last_drain": self._workshop.drains.get(name),
+            "work": self._workshop.running(key),
+            "failures": self._workshop.failures(key),
+        }
+        try:
+            seen = await self._index(name)
+            source = await self._source(resource.spec)
+            target = await self._target(resource.spec)
+        except Unavailable as error:
+            return ObservedIndex(store=_unreachable(error), **always)
+        return ObservedIndex(
+            store=REACHABLE, source=source, target=target, **always, **self._of_life(name, seen)
+        )
+
+    def _of_life(self, name: str, seen: _Seen) -> dict[str, Any]:
+        """What depends on the life that a name has."""
+        life = seen.collection
+        found: dict[str, Any] = {
+            "life": _life(seen.record),
+            "damaged": seen.damaged,
+            "suspended": seen.suspended,
+        }
+        if life is None:
+            self.pending_since.pop(name, None)
+            return found
+        damage = next((shard.damage for shard in life.shard_list if shard.damage), "")
+        return found | {
+            "damaged": damage or "",
+            "ef_search": life.params.ef_search,
+            "items": life.length,
+            "position": str(life.position),
+            "serving": not damage,
+            "serving_detail": damage or "",
+            "replicas": 1,
+            "ready_replicas": 0 if damage else 1,
+            "pending_since": self.pending(name, life.length),
+        }
+
+    def pending(self, name: str, length: int) -> datetime | None:
+        """Note that an index has so many items now; since when it has had any."""
+        if not length:
+            self.pending_since.pop(name, None)
+            return None
+        return self.pending_since.setdefault(name, self._parts.runtime.now())
+
+    async def _index(self, name: str) -> _Seen:
+        indexes = self._parts.indexes
+        if name in indexes.suspended:
+            return _Seen(await indexes.record(name), suspended=True)
+        try:
+            collection = await indexes.open(name)
+        except NotFound:
+            return _Seen(None)
+        except Corrupt as error:
+            return await self._damaged(name, error)
+        return _Seen(collection.record, collection)
+
+    async def _damaged(self, name: str, error: Corrupt) -> _Seen:
+        try:
+            return _Seen(await self._parts.indexes.record(name), damaged=error.message)
+        except Corrupt:
+            return _Seen(None, damaged=error.message)
+
+    async def _source(self, spec: VectorIndexSpec) -> ObservedSource | None:
+        if spec.source is None:
+            return None
+        try:
+            newest = await self._parts.catalog.manifest(spec.source.dataset)
+        except (NotFound, Corrupt):
+            return None
+        columns = {} if newest.schema is None else {field.name: field.type for field in newest.schema.fields}
+        stats = (newest.stats or {}).get(spec.source.vector_column, {})
+        shortest, longest = stats.get("length_min"), stats.get("length_max")
+        lengths = None if shortest is None or longest is None else (int(shortest), int(longest))
+        return ObservedSource(newest.version, columns, lengths, stats.get("null_count"))
+
+    async def _target(self, spec: VectorIndexSpec) -> ObservedTarget | None:
+        if spec.drain is None:
+            return None
+        name = spec.drain.into
+        entry = self._registry.get((VECTOR_INDEX, name))
+        read_only = entry is not None and entry.resource.spec.read_only
+        seen = await self._index(name)
+        if seen.record is None or seen.record.params is None:
+            return ObservedTarget(False, read_only=read_only, chain=self._chain(name))
+        params = seen.record.params
+        return ObservedTarget(
+            True,
+            params.dimension,
+            params.distance.value,
+            serving=seen.collection is not None,
+            read_only=read_only,
+            chain=self._chain(name),
+        )
+
+    def _chain(self, name: str) -> tuple[str, ...]:
+        """Where draining goes on to from `name`, up to the first name that comes again."""
+        chain: list[str] = []
+        while True:
+            entry = self._registry.get((VECTOR_INDEX, name))
+            drain = None if entry is None else entry.resource.spec.drain
+            if drain is None:
+                return tuple(chain)
+            name = drain.into
+            if name in chain:
+                return (*chain, name)
+            chain.append(name)
+
+    def _bootstrap(self, spec: VectorIndexSpec) -> ObservedBootstrap | None:
+        if spec.bootstrap is None:
+            return None
+        if spec.bootstrap.name is None:
+            return ObservedBootstrap(None)
+        entry = self._registry.get((INDEX_SNAPSHOT, spec.bootstrap.name))
+        if entry is None:
+            return ObservedBootstrap(False)
+        status = entry.seen.status
+        complete = index_snapshot.state_of(status) is SnapshotState.SUCCEEDED
+        return ObservedBootstrap(True, complete, uri=status.get("uri", ""))
+
+    def _snapshots(self, index: str) -> tuple[ObservedSnapshot, ...]:
+        return tuple(
+            self._snapshot(entry.resource, entry.seen.status)
+            for _, entry in self._registry.of(INDEX_SNAPSHOT)
+            if entry.resource.spec.index == index
+        )
+
+    def _snapshot(self, resource: Resource[IndexSnapshotSpec], status: Mapping[str, Any]) -> ObservedSnapshot:
+        meta = resource.meta
+        scheduled_for = meta.annotations.get(SCHEDULED_FOR_ANNOTATION)
+        return ObservedSnapshot(
+            meta.name,
+            index_snapshot.state_of(status),
+            meta.created_at,
+            completed_at=_moment(status.get("completedAt")),
+            scheduled_for=_moment(scheduled_for),
+            uri=status.get("uri", ""),
+            position=status.get("position", ""),
+            digest=status.get("digest", ""),
+            items=status.get("items"),
+            size=status.get("size"),
+            in_use=self._in_use(meta.name),
+            deleting=meta.deletion_requested,
+        )
+
+    def _in_use(self, snapshot: str) -> bool:
+        """Whether an index is being restored from a snapshot, or waits for it."""
+        for name, entry in self._registry.of(VECTOR_INDEX):
+            bootstrap = entry.resource.spec.bootstrap
+            if bootstrap is not None and bootstrap.name == snapshot:
+                running = self._workshop.running((VECTOR_INDEX, name))
+                if running is not None and running.subject == snapshot:
+                    return True
+        return False
+
+    # --------------------------------------------------------------- datasets
+
+    async def dataset(self, resource: Resource[DatasetSpec]) -> ObservedDataset:
+        """Everything seen of a Dataset."""
+        name, key = resource.meta.name, (DATASET, resource.meta.name)
+        always: dict[str, Any] = {
+            "last_refresh": self._workshop.refreshes.get(name),
+            "work": self._workshop.running(key),
+            "failures": self._workshop.failures(key),
+        }
+        catalog = self._parts.catalog
+        try:
+            always["pinned"] = await self._pinned(name)
+            newest = await catalog.manifest(name)
+            versions = tuple(await catalog.versions(name))
+        except NotFound:
+            return ObservedDataset(REACHABLE, **always)
+        except Corrupt as error:
+            return ObservedDataset(REACHABLE, damaged=error.message, **always)
+        except Unavailable as error:
+            return ObservedDataset(_unreachable(error), **always)
+        current = DatasetVersion(
+            newest.version,
+            manifests.version_key(name, newest.version),
+            newest.schema_fingerprint,
+            newest.row_count,
+            newest.bytes,
+            len(newest.objects),
+            _moment(newest.created_at),
+        )
+        return ObservedDataset(REACHABLE, current=current, versions=versions, **always)
+
+    async def _pinned(self, dataset: str) -> frozenset[int]:
+        """Versions that an index was built from, or is being built from, or waits for."""
+        pinned = {
+            work.action.version
+            for work in self._workshop.all_running().values()
+            if isinstance(work.action, BuildIndex) and work.action.dataset == dataset
+        }
+        for name in await self._parts.indexes.names():
+            origin = await self._origin(name)
+            if origin.get("dataset") == dataset and isinstance(version := origin.get("version"), int):
+                pinned.add(version)
+        return frozenset(pinned)
+
+    async def _origin(self, index: str) -> Mapping[str, object]:
+        opened = self._parts.indexes.opened(index)
+        if opened is not None:
+            return opened.record.origin or {}
+        try:
+            record = await self._parts.indexes.record(index)
+        except Corrupt:
+            return {}
+        return {} if record is None else record.origin or {}
+
+    # -------------------------------------------------------------- snapshots
+
+    async def index_snapshot(self, resource: Resource[IndexSnapshotSpec]) -> ObservedIndexSnapshot:
+        """Everything seen of an IndexSnapshot."""
+        name, key = resource.meta.name, (INDEX_SNAPSHOT, resource.meta.name)
+        always: dict[str, Any] = {
+            "in_use": self._in_use(name),
+            "work": self._workshop.running(key),
+            "failures": self._workshop.failures(key),
+        }
+        try:
+            seen = await self._index(resource.spec.index)
+            record = await self._record(resource, seen)
+        except Unavailable as error:
+            return ObservedIndexSnapshot(_unreachable(error), **always)
+        return ObservedIndexSnapshot(
+            REACHABLE,
+            record=record,
+            index_exists=seen.record is not None and seen.record.alive,
+            index_serving=seen.collection is not None,
+            **always,
+        )
+
+    async def _record(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> SnapshotRecord | None:
+        """The snapshot's files: those that its status names, else those of the life that the index has."""
+        named = await self._parts.indexes.named_snapshots(resource.spec.index)
+        told = str(resource.status.get("position", "")).partition(":")[0]
+        alive = seen.record.uuid if seen.record is not None else None
+        for found in named:
+            if found.name == resource.meta.name and (
+                found.incarnation.hex == told if told else found.incarnation == alive
+            ):
+                return self._described(resource, found)
+        return None
+
+    def _described(self, resource: Resource[IndexSnapshotSpec], found: NamedSnapshot) -> SnapshotRecord:
+        index = resource.spec.index
+        completed_at = _moment(resource.status.get("completedAt")) or self._workshop.snapshots.get(found.name)
+        files = sorted(found.files, key=lambda file: file.shard)
+        record = names.named_snapshot_key(index, found.incarnation, found.name)
+        key = files[0].key if len(files) == 1 else record
+        return SnapshotRecord(
+            uri=uri_of(self._parts.store, key),
+            digest=".".join(file.digest for file in files),
+            position=str(Position(found.incarnation, tuple(file.sequence for file in files))),
+            items=found.items,
+            size=found.size,
+            completed_at=completed_at or self._parts.runtime.now(),
+        )
+
+    async def observe(self, key: Key, resource: Resource[Any]) -> Any:
+        """What its kind's `reconcile` wants to know."""
+        if key[0] == VECTOR_INDEX:
+            return await self.vector_index(resource)
+        if key[0] == DATASET:
+            return await self.dataset(resource)
+        return await self.index_snapshot(resource)
+
+
+def uri_of(store: ObjectStore, key: str) -> str:
+    """Where an object is, for people and for `bootstrap.snapshot.uri`."""
+    return f"{store.url.rstrip('/')}/{key}"
+
+
+def _life(record: Incarnation | None) -> Life | None:
+    if record is None or not record.alive or record.params is None:
+        return None
+    return Life(record.params, record.shards, record.owner, record.origin or {})
+
+
+def _unreachable(error: Unavailable) -> StoreState:
+    reason = "AccessDenied" if isinstance(error, CredentialsRefused) else "Timeout"
+    return StoreState(False, reason, error.message)
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

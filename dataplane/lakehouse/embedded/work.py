@@ -1,0 +1,120 @@
+"""Work under way and how it ended: the part of what is observed that only this process can know.
+
+It is forgotten with the process; then nothing runs, and what is missing is begun again.  What this module does not
+do: decide what to run, or how often to try.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from lakehouse.control.kinds import DATASET, VECTOR_INDEX
+from lakehouse.control.plan import Action
+from lakehouse.control.state import Act, Failure, LastDrain, LastRefresh, Running
+from lakehouse.embedded.known import Key
+from lakehouse.runtime import Runtime
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One long action, running."""
+
+    action: Action
+    started_at: datetime
+    progress: str = ""
+    task: "asyncio.Task[None] | None" = None
+
+    def tell(self, progress: str) -> None:
+        """Say how far it is, for people."""
+        self.progress = progress
+
+
+class Workshop:
+    """Runs at most one long action per resource, and remembers how each act last ended."""
+
+    def __init__(self, runtime: Runtime, ended: Callable[[Key], None]) -> None:
+        self._runtime = runtime
+        self._ended = ended
+        self._running: dict[Key, Work] = {}
+        self._failures: dict[Key, dict[Act, Failure]] = {}
+        self.drains: dict[str, LastDrain] = {}
+        """By index."""
+        self.refreshes: dict[str, LastRefresh] = {}
+        """By dataset."""
+        self.snapshots: dict[str, datetime] = {}
+        """When each was complete."""
+
+    def start(self, key: Key, action: Action, body: Callable[[Work], Awaitable[None]]) -> None:
+        """Run `body` beside everything else; does nothing while other work runs for the same resource."""
+        if key in self._running:
+            return
+        work = self._running[key] = Work(action, self._runtime.now())
+        work.task = self._runtime.spawn(self._run(key, work, body), name=f"{action.act} {key[0]}/{key[1]}")
+
+    async def _run(self, key: Key, work: Work, body: Callable[[Work], Awaitable[None]]) -> None:
+        try:
+            await body(work)
+            self.succeeded(key, work.action)
+        except Exception as error:  # noqa: BLE001 - whatever ends it is shown as the resource's condition
+            self.failed(key, work.action, error)
+        finally:
+            del self._running[key]
+            self._ended(key)
+
+    def running(self, key: Key) -> Running | None:
+        """What is under way for a resource, as decisions see it."""
+        work = self._running.get(key)
+        if work is None:
+            return None
+        return Running(work.action.act, work.action.subject, work.started_at, work.progress)
+
+    def action(self, key: Key) -> Action | None:
+        """The action that is under way for a resource."""
+        work = self._running.get(key)
+        return None if work is None else work.action
+
+    def all_running(self) -> dict[Key, Work]:
+        return dict(self._running)
+
+    async def stop(self, key: Key) -> None:
+        """Cancel what is under way for a resource and wait for its end."""
+        work = self._running.get(key)
+        if work is not None and work.task is not None:
+            work.task.cancel()
+            await asyncio.gather(work.task, return_exceptions=True)
+
+    async def stop_all(self) -> None:
+        for key in list(self._running):
+            await self.stop(key)
+
+    def succeeded(self, key: Key, action: Action) -> None:
+        self._failures.get(key, {}).pop(action.act, None)
+
+    def failed(self, key: Key, action: Action, error: Exception) -> None:
+        """Remember an end that was none; attempts count up while the same subject fails."""
+        failures = self._failures.setdefault(key, {})
+        before = failures.get(action.act)
+        again = before is not None and before.subject == action.subject
+        failures[action.act] = Failure(
+            action.act,
+            action.subject,
+            type(error).__name__,
+            getattr(error, "message", None) or f"{type(error).__name__}: {error}",
+            self._runtime.now(),
+            before.attempts + 1 if before is not None and again else 1,
+        )
+
+    def failures(self, key: Key) -> tuple[Failure, ...]:
+        return tuple(self._failures.get(key, {}).values())
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone; what its name may mean later has no past."""
+        self._failures.pop(key, None)
+        kind, name = key
+        if kind == VECTOR_INDEX:
+            self.drains.pop(name, None)
+        elif kind == DATASET:
+            self.refreshes.pop(name, None)
+        else:
+            self.snapshots.pop(name, None)
