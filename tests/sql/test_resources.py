@@ -15,6 +15,7 @@ import pytest
 from lakehouse.sql.errors import QueryFailed
 from lakehouse.sql.execution import Query
 from lakehouse.sql.formats import Format
+from lakehouse.sql.worker import REHEARSED_BYTES
 from sql_lake import MEMORY_BYTES, Lake
 
 TIMEOUT_S = 1.0
@@ -115,7 +116,7 @@ def check_worker(lake: Lake, before: int, began: float, timeout_s: float) -> Non
         time.sleep(0.01)
     assert seen.gone_at is not None
     assert seen.gone_at - began <= timeout_s + GONE_S
-    assert seen.peak <= seen.size_at_start + MEMORY_BYTES + SLACK_BYTES
+    assert seen.peak <= seen.size_at_start + MEMORY_BYTES + REHEARSED_BYTES + SLACK_BYTES
     limit = seen.limits.get("Max address space", "unlimited")
     assert limit == "unlimited" or seen.peak <= int(
         limit

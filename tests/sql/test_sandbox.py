@@ -9,6 +9,7 @@ import pytest
 
 from lakehouse.sql import sandbox
 from lakehouse.sql.sandbox import ESSENTIAL
+from lakehouse.sql.worker import REHEARSED_BYTES
 from sql_lake import MEMORY_BYTES, Lake
 
 PREPARED = """
@@ -163,7 +164,9 @@ def test_a_worker_has_the_limits_and_no_environment_of_ours(lake: Lake) -> None:
     lake.rows("SELECT 1")
     limits = lake.workers[-1].limits
     assert limits["Max file size"] == limits["Max core file size"] == limits["Max locked memory"] == "0"
-    assert int(limits["Max address space"]) <= lake.workers[-1].size_at_start + MEMORY_BYTES + (64 << 20)
+    assert int(limits["Max address space"]) <= lake.workers[
+        -1
+    ].size_at_start + MEMORY_BYTES + REHEARSED_BYTES + (64 << 20)
     environment = Path(f"/proc/{lake.service.pool.zygote_pid}/environ").read_bytes()
     names = {entry.partition(b"=")[0] for entry in environment.split(b"\0") if entry}
     assert not {b"PATH", b"HOME", b"AWS_SECRET_ACCESS_KEY", b"USER"} & names

@@ -7,6 +7,7 @@ does not do: decide what to convert.
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Protocol
 import msgspec
 
 from lakehouse.core import errors
-from lakehouse.core.errors import LakehouseError, Outcome, Unavailable
+from lakehouse.core.errors import Invalid, LakehouseError, Outcome, Unavailable
 from lakehouse.ingest import convert
 from lakehouse.ingest.convert import Limits
-from lakehouse.ingest.job import Advance, Answer, Failed, Message, Task
+from lakehouse.ingest.job import Advance, Answer, Convert, Failed, Infer, Message, Task
 from lakehouse.runtime import Runtime
 
 LINE_BYTES_MAX = 256 << 20
@@ -26,6 +27,9 @@ LINE_BYTES_MAX = 256 << 20
 INHERITED = ("PATH", "TMPDIR", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 """Of the environment the child gets these; credentials are not among them."""
 STDERR_BYTES = 4_096
+
+CRASHES = frozenset((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
+"""Ends that a program brings on itself: the same source would bring them on again."""
 
 Told = Callable[[float], None]
 """Takes how much of a task is done, from 0 to 1."""
@@ -79,9 +83,9 @@ class ProcessConverting:
             process.stdin.write(msgspec.json.encode(task) + b"\n")
             await process.stdin.drain()
         except ConnectionError as error:
-            raise await self._ended(process) from error
+            raise await self._ended(process, task) from error
         while True:
-            message = await self._next(process)
+            message = await self._next(process, task)
             if isinstance(message, Advance):
                 told(message.done)
             elif isinstance(message, Failed):
@@ -89,16 +93,22 @@ class ProcessConverting:
             else:
                 return message
 
-    async def _next(self, process: asyncio.subprocess.Process) -> Message:
+    async def _next(self, process: asyncio.subprocess.Process, task: Task) -> Message:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
-            raise await self._ended(process)
+            raise await self._ended(process, task)
         message: Message = self._decode(line)
         return message
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> Unavailable:
+    async def _ended(self, process: asyncio.subprocess.Process, task: Task) -> LakehouseError:
         status = await process.wait()
+        if -status in CRASHES:
+            source = f" source=`{task.file.uri}`" if isinstance(task, Infer | Convert) else ""
+            return Invalid(
+                "the process that converts crashed: is something damaged, or nested thousands of times? "
+                f"signal=`{-status}`{source}"
+            )
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return Unavailable(
             f"the process that converts ended; was memory short? status=`{why}`",
@@ -119,7 +129,6 @@ class ProcessConverting:
             limit=LINE_BYTES_MAX,
             env=_environment(),
             cwd=limits.spill.parent,
-            start_new_session=True,  # Ctrl-C is for the parent, which then ends it
         )
 
     async def close(self) -> None:

@@ -9,9 +9,11 @@ import contextlib
 import ctypes
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +27,9 @@ NICE = 10
 """Searches and queries of the same machine come first."""
 ADVANCE_S = 0.2
 """Between two words on how far a task is."""
+ADDRESS_SHARE, ADDRESS_BYTES = 3, 2 << 30
+"""Address space beyond the start: of the memory DuckDB may count thrice, and 2 GiB for stacks and arenas of threads,
+most of which is never touched."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -36,8 +41,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--spill", type=Path, required=True)
     given = parser.parse_args(arguments)
     _end_with_parent()
+    os.setpgid(0, 0)  # Ctrl-C is for the parent; no session, between which Linux would share the CPU evenly
     with contextlib.suppress(OSError):
         os.nice(NICE)
+    _bound_memory(given.memory_bytes)
     converter = Converter(Limits(given.memory_bytes, given.threads, given.spill))
     out = _Out()
     out.write(Advance(0.0))  # ready
@@ -58,6 +65,9 @@ def _done(converter: Converter, task: Task, out: "_Out") -> Message:
         return converter.do(task)
     except LakehouseError as error:
         return Failed(type(error).__name__, error.message)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and the process goes on
+        traceback.print_exc()
+        return Failed("Unavailable", f"converting failed; the log has it. error=`{type(error).__name__}`")
     finally:
         finished.set()
         teller.join()
@@ -94,6 +104,14 @@ def _tasks() -> Iterator[Task]:
     threading.Thread(target=read, daemon=True).start()
     while True:
         yield waiting.get()
+
+
+def _bound_memory(memory_bytes: int) -> None:
+    """DuckDB counts its buffers, not every text that a transform makes; what it does not count ends here."""
+    if sys.platform == "linux":
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = mapped + ADDRESS_SHARE * memory_bytes + ADDRESS_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _end_with_parent() -> None:

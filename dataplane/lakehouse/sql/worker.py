@@ -24,7 +24,6 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from lakehouse.sql import encode, sandbox, statement
 from lakehouse.sql.ask import Ask, with_header
 from lakehouse.sql.encode import Column
-from lakehouse.sql.formats import Format
 from lakehouse.sql.statement import RefusedError
 from lakehouse.sql.wire import Channel, Kind
 
@@ -123,16 +122,22 @@ def _parameters(text: bytes) -> Any:
 # --- the process
 
 
-def serve(engine: Engine, connection: socket.socket, readable: Path, example: Path) -> NoReturn:
+Rehearsal = Callable[[Engine, duckdb.DuckDBPyConnection], None]
+"""What a worker does, once confined and before its query comes, so that the query takes less time."""
+REHEARSED_BYTES = 96 << 20
+"""Address space that rehearsing takes, and that is not counted as the query's."""
+
+
+def serve(engine: Engine, connection: socket.socket, readable: Path, rehearse: Rehearsal) -> NoReturn:
     """Confine this process, answer one frame, and end.  Never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.setrecursionlimit(statement.DEPTH_MAX)
         cursor = engine.root.cursor()
-        sandbox.confine(readable, engine.memory_bytes, connection.fileno())
+        sandbox.confine(readable, engine.memory_bytes + REHEARSED_BYTES, connection.fileno())
         channel = Channel(connection)
-        rehearse(engine, cursor, example)
+        rehearse(engine, cursor)
         kind, payload = channel.receive()
         if kind is Kind.PROBE:
             channel.send(Kind.REPORT, json.dumps(sandbox.self_test(Path(sys.executable))).encode())
@@ -142,35 +147,6 @@ def serve(engine: Engine, connection: socket.socket, readable: Path, example: Pa
         os._exit(1)  # nobody is there to be told
     finally:
         os._exit(0)
-
-
-REHEARSED_BYTES = 2 << 20
-"""Allocated once and freed, so that memory lies ready which the kernel need not clear page by page."""
-REHEARSED = """
-SELECT p.id, s.distance, count(*)
-FROM read_parquet([?], union_by_name = true) AS p, vector_search('i', p.v, k := 1) AS s
-WHERE p.id > '' GROUP BY ALL ORDER BY ALL
-"""
-
-
-def rehearse(engine: Engine, cursor: duckdb.DuckDBPyConnection, example: Path) -> None:
-    """Do once, of our own text, what a query will do, while nobody waits.
-
-    A forked process copies each page of memory when it first writes there; a query that met them all would
-    take 6 ms longer.
-    """
-    engine.search = lambda index, *_: _hit_lists([[["a"], [0.5], ["{}"]]] * len(index))
-    for text in (
-        "SELECT a FROM b WHERE c > 1",
-        "SELECT a FROM b, c AS d WHERE e IN (1, 2) ORDER BY f LIMIT 3",
-    ):
-        statement.read(str(cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]))
-    cursor.execute(f"DESCRIBE {REHEARSED}", [str(example)]).fetchall()
-    reader = cursor.execute(REHEARSED, [str(example)]).to_arrow_reader(encode.BATCH_ROWS)
-    columns = [Column("id", "VARCHAR"), Column("distance", "DOUBLE"), Column("count", "BIGINT")]
-    encode.write(reader, encode.ENCODERS[Format.JSON](columns, lambda data: None), 10, 1 << 20)
-    cursor.execute(f"SELECT length(repeat('x', {REHEARSED_BYTES}))").fetchall()
-    engine.search = None
 
 
 def answer(engine: Engine, cursor: duckdb.DuckDBPyConnection, channel: Channel, payload: bytes) -> None:
@@ -355,7 +331,7 @@ class _Query:
     ) -> pa.Array:
         """`_vs` over a chunk of rows: one list of hits per row."""
         try:
-            return self._hits(*(_whole(column) for column in (index, vectors, items, k, filters)))
+            return self._hits(*(whole(column) for column in (index, vectors, items, k, filters)))
         except FailedError as error:
             self._failure = error
             raise
@@ -377,7 +353,7 @@ class _Query:
                 part = rows[start : start + SEARCHES_AT_ONCE]
                 header = {"index": name, "k": count, "filter": wanted}
                 self._fill(answers, part, header, vectors, items)
-        return _hit_lists(answers)
+        return hit_lists(answers)
 
     def _fill(
         self, answers: list[Any], rows: list[int], header: dict[str, Any], vectors: pa.Array, items: pa.Array
@@ -389,7 +365,7 @@ class _Query:
             header["ids"] = items.take(pa.array(by_id)).to_pylist()
         else:
             rows = [row for row in rows if vectors[row].is_valid]
-            header["dimension"], body = _matrix(vectors.take(pa.array(rows, pa.int64())))
+            header["dimension"], body = matrix_of(vectors.take(pa.array(rows, pa.int64())))
         if rows:
             for row, hits in zip(rows, self._ask_parent(header, body), strict=True):
                 answers[row] = hits
@@ -478,11 +454,12 @@ def _told(text: str) -> tuple[str, int | None]:
     return message[:1].lower() + message[1:], None if position is None else int(position)
 
 
-def _whole(column: Any) -> pa.Array:
+def whole(column: Any) -> pa.Array:
+    """A column in one piece."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _matrix(vectors: pa.Array) -> tuple[int, bytes]:
+def matrix_of(vectors: pa.Array) -> tuple[int, bytes]:
     """The dimension and the float32 of vectors that all have it."""
     lengths = np.diff(vectors.offsets.to_numpy()) if len(vectors) else np.zeros(1, np.int32)
     if len(set(lengths.tolist())) > 1:
@@ -493,7 +470,7 @@ def _matrix(vectors: pa.Array) -> tuple[int, bytes]:
     return int(lengths[0]), flat.to_numpy(zero_copy_only=False).astype("<f4", copy=False).tobytes()
 
 
-def _hit_lists(answers: Sequence[Any]) -> pa.Array:
+def hit_lists(answers: Sequence[Any]) -> pa.Array:
     """`[[ids], [distances], [metadata]]` per row, or None, as Arrow lists of structs."""
     ids: list[str] = []
     distances: list[float] = []

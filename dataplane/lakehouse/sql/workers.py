@@ -122,6 +122,10 @@ class WorkerPool:
         reason = sandbox.supported()
         if reason:
             raise Unavailable(reason, outcome=Outcome.NOT_COMMITTED)
+        await asyncio.shield(self._beside(self._start(), "start sql workers"))
+
+    async def _start(self) -> None:
+        """Never cancelled, so that nothing half started is left behind: `close` ends it by ending the zygote."""
         async with self._lock:
             await self._start_zygote()
         await self._refill()
@@ -129,6 +133,7 @@ class WorkerPool:
     async def close(self) -> None:
         """End every worker and the zygote."""
         self._closed = True
+        self._kill_zygote()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         ready, self._ready = self._ready, []
@@ -190,52 +195,62 @@ class WorkerPool:
             while len(self._ready) < self._warm and not self._closed:
                 await self._fork_one()
         except LakehouseError as error:
-            logger.error("no SQL worker could be forked. error=%s", error)
+            if not self._closed:
+                logger.error("no SQL worker could be forked. error=%s", error)
 
     # --- the zygote
 
     async def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair()
+        """Raises `Unavailable`; nothing of the attempt stays then."""
+        self._control, theirs = socket.socketpair()
         with contextlib.closing(theirs):
-            self._zygote = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "lakehouse.sql.zygote",
-                str(theirs.fileno()),
-                self._told,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-            )
-        self._control = ours
-        ours.settimeout(START_S)
-        said = await self._runtime.run_io(_received, ours)
+            self._zygote = await self._spawned(theirs.fileno())
+        if self._closed:
+            self._kill_zygote()
+        self._control.settimeout(START_S)
+        said = await self._runtime.run_io(_received, self._control)
         if not said or said["reason"]:
             await self._end_zygote()
             reason = said["reason"] if said else "it ended at start; its error is on stderr"
             raise Unavailable(f"the SQL zygote cannot run: {reason}", outcome=Outcome.NOT_COMMITTED)
         self.landlock = int(said["landlock"])
-        ours.settimeout(FORK_S)
+        self._control.settimeout(FORK_S)
+
+    async def _spawned(self, control_fd: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "lakehouse.sql.zygote",
+            str(control_fd),
+            self._told,
+            pass_fds=[control_fd],
+            env=_environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            cwd="/",
+        )
 
     async def _end_zygote(self) -> None:
+        if self._zygote is not None:
+            self._kill_zygote()
+            await self._zygote.wait()
+            self._zygote = None
         if self._control is not None:
             self._control.close()
             self._control = None
+
+    def _kill_zygote(self) -> None:
+        """Whoever waits for its word gets none."""
         if self._zygote is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._zygote.kill()
-            await self._zygote.wait()
-            self._zygote = None
 
     async def _forked(self) -> Worker:
         """A new worker; a zygote that died is started again, once."""
         async with self._lock:
-            if self._closed:
-                raise Unavailable("SQL is shutting down", outcome=Outcome.NOT_COMMITTED)
             for _ in range(2):
+                if self._closed:
+                    raise Unavailable("SQL is shutting down", outcome=Outcome.NOT_COMMITTED)
                 if self._control is None:
                     await self._start_zygote()
                 ours, theirs = socket.socketpair()
@@ -243,7 +258,8 @@ class WorkerPool:
                     assert self._control is not None
                     pid, process = await self._runtime.run_io(_fork, self._control, theirs)
                 except OSError as error:
-                    logger.error("the SQL zygote is gone: starting it again. error=%s", error)
+                    if not self._closed:
+                        logger.error("the SQL zygote is gone: starting it again. error=%s", error)
                     ours.close()
                     await self._end_zygote()
                     continue

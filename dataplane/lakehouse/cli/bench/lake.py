@@ -118,7 +118,9 @@ def _fill(
     _say("waiting until the index has settled")
     ours.settle(server, runtime)
     alone = duckdb.connect()
-    alone.execute(f"CREATE VIEW {DATASET} AS FROM read_parquet('{folder / 'stored.parquet'}')")
+    objects = [str(server.data / one["key"]) for one in lake.dataset(DATASET).manifest["objects"]]
+    alone.execute(f"CREATE VIEW {DATASET} AS FROM read_parquet({objects!r})")
+    alone.execute(f"CREATE VIEW original AS FROM read_parquet('{folder / 'stored.parquet'}')")
     alone.execute(f"CREATE TABLE held AS FROM {DATASET}")
     return alone
 
@@ -128,7 +130,8 @@ def _join(bench: Bench) -> dict[str, Any]:
     _say("a search joined to its dataset")
     ways: dict[str, Callable[[Vectors], list[str]]] = {
         "lakehouse": lambda query: [row[0] for row in bench.lake.sql(JOIN, {"q": query.tolist()}).rows()],
-        "duckdb over Parquet": lambda query: _brute(bench, DATASET, query),
+        "duckdb over its Parquet": lambda query: _brute(bench, DATASET, query),
+        "duckdb over the original file": lambda query: _brute(bench, "original", query),
         "duckdb in memory": lambda query: _brute(bench, "held", query),
     }
     seconds: dict[str, Seconds] = {way: [] for way in ways}
@@ -232,16 +235,17 @@ def _tail(seconds: Sequence[float]) -> dict[str, float]:
 def _lines(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Targets, what was measured, and whether they were met."""
     join, lateral, beside = result["join"], result["lateral"], result["beside"]
-    own, brute, held = join["lakehouse"], join["duckdb over Parquet"], join["duckdb in memory"]
+    own, brute, held = join["lakehouse"], join["duckdb over its Parquet"], join["duckdb in memory"]
     gain = brute["median_ms"] / own["median_ms"]
     factor = lateral["sql median_ms"] / lateral["http json median_ms"]
     slower = beside["beside"]["p99_ms"] / beside["alone"]["p99_ms"]
     return [
         {
             "": "vector_search joined to its dataset",
-            "target": f"≥ {JOIN_FACTOR:.0f} × faster than DuckDB scanning the same Parquet",
+            "target": f"≥ {JOIN_FACTOR:.0f} × faster than DuckDB scanning the dataset's Parquet",
             "measured": f"{own['median_ms']:.1f} ms against {brute['median_ms']:.1f} ms ({gain:.1f} ×); "
-            f"DuckDB with all of it in memory {held['median_ms']:.1f} ms",
+            f"over the original file {join['duckdb over the original file']['median_ms']:.1f} ms, "
+            f"with all of it in memory {held['median_ms']:.1f} ms",
             "met": gain >= JOIN_FACTOR,
         },
         {
