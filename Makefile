@@ -24,7 +24,7 @@ UV_VERSION := 0.13.9
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup ## Serve 5,000 real vectors, search, merge, kill the server in mid-write, show that nothing is lost
+demo: setup ## Declare datasets and indexes of 5,000 packages, search, SQL, drain, kill -9, restore; nothing is lost
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: setup minio ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
@@ -35,7 +35,7 @@ soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=20
 	@LAKEHOUSE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/simulation/test_random_schedules.py \
 	  -n $(JOBS) --timeout 7200 $(ARGS)
 
-bench: setup ## Measure the server beside in-process hnswlib: table, JSON and plot
+bench: setup ## Measure the server beside in-process hnswlib, or with ARGS=lake SQL beside DuckDB alone
 	@$(BIN)/lakehouse bench $(ARGS)
 
 lint: setup ## Check style, types and who imports whom

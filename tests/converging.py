@@ -23,7 +23,7 @@ from lakehouse.core.errors import Invalid, LakehouseError, NotFound
 from lakehouse.core.manifest import Manifest, SourceEntry
 from lakehouse.core.schema import Field, Schema
 from lakehouse.embedded.controller import Embedded
-from lakehouse.ingest.spec import IngestResult, IngestSpec
+from lakehouse.ingest.spec import IngestResult, IngestSpec, Source
 from lakehouse.server.declared import Parts, WriteGate
 from lakehouse.testing.world import Fault, Process, World
 
@@ -136,12 +136,15 @@ class CountingWorld(World):
 class Lake:
     """One life of the process."""
 
-    def __init__(self, world: CountingWorld, scratch: Path, name: str) -> None:
+    def __init__(
+        self, world: CountingWorld, scratch: Path, name: str, convert: Callable[..., Any] = ingest
+    ) -> None:
         self.world = world
         self.process: Process = world.start(name)
         store, runtime = self.process.store, self.process.runtime
         self.indexes = self.process.indexes
         self.catalog = Catalog(store, runtime)
+        self.gate = WriteGate()
         parts = Parts(
             store,
             runtime,
@@ -149,9 +152,9 @@ class Lake:
             scratch,
             self.indexes,
             self.catalog,
-            WriteGate(),
+            self.gate,
         )
-        self.embedded = Embedded(parts, convert=ingest)
+        self.embedded = Embedded(parts, convert=convert)
 
     async def start(self) -> "Lake":
         """Start inside the process, so that a crash ends it; a start that meets a fault is tried again."""
@@ -168,6 +171,13 @@ class Lake:
             self.embedded.apply(str(wanted["kind"]), name, wanted, dry_run=False)
         )
         return applied.result
+
+    async def publish(self, name: str) -> None:
+        """Read a dataset's source into a new version, as a process does that declares nothing."""
+        source = Source(f"s3://raw/{name}", None, {})
+        await ingest(
+            IngestSpec(name, (source,)), self.catalog, self.process.store, self.process.runtime, None, None
+        )
 
     async def settle(self, quiet_s: float = QUIET_S) -> None:
         """Wait until nobody wrote anything for a while and nothing runs."""

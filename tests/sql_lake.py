@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import uvloop
 
 from lakehouse.catalog import Catalog
-from lakehouse.core.manifest import checked_registration
+from lakehouse.core.manifest import Manifest, checked_registration
+from lakehouse.core.schema import Field, Schema
 from lakehouse.core.types import Distance, IndexParams, checked_batch
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import SystemRuntime
@@ -123,6 +124,14 @@ class Lake:
             objects.append({"key": key, "size": path.stat().st_size})
             path.unlink()
         await self.catalog.register(checked_registration(name, "f", tuple(objects), None))
+
+    def empty(self, name: str, *columns: tuple[str, str]) -> None:
+        """Publish what ingest makes of a source without rows: columns and no file."""
+        schema = Schema(tuple(Field(*column) for column in columns))
+        version = Manifest(
+            name, self.runtime.uuid(), 1, schema.fingerprint, (), 0, "2026-01-01T00:00:00Z", schema
+        )
+        self.call(self.catalog.publish(version))
 
     def index(self, name: str, ids: Sequence[str], vectors: np.ndarray[Any, Any]) -> None:
         self.call(self._index(name, ids, vectors))

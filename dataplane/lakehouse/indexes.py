@@ -390,7 +390,7 @@ class Indexes:
                 new = await self._opened_life(name, replace(begun, number=number))
                 assert new is not None, "a life that has not begun has no log that could end"
             try:
-                await self._place(new, old)
+                await self._placed(new, old)
             except BaseException:
                 if self._open.get(name) is not new:  # else it is served already
                     await new.close()
@@ -414,6 +414,24 @@ class Indexes:
             logger.warning(
                 "content of a build that failed stays. index=%s life=%s error=%s", name, uuid, error
             )
+
+    async def _placed(self, new: Collection, old: Collection | None) -> None:
+        """`_place`, whole: who is cancelled meanwhile waits for its end.
+
+        Left half done, the old life would go on, and take writes that are gone once its end is found to be recorded.
+        """
+        placing = self.runtime.spawn(self._place(new, old), name=f"place {new.name}")
+        try:
+            await asyncio.shield(placing)
+        except asyncio.CancelledError:
+            while not placing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([placing])
+            if not placing.cancelled() and (error := placing.exception()) is not None:
+                logger.warning(
+                    "a replacement failed while it was stopped. index=%s error=%s", new.name, error
+                )
+            raise
 
     async def _place(self, new: Collection, old: Collection | None) -> None:
         """Record the new life, end the logs of the old one, then serve the new one: in this order.

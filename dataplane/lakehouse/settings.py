@@ -142,7 +142,8 @@ class Settings(BaseSettings):
     vectors_url: str | None = Field(
         None,
         description=(
-            "Where a gateway finds the vectors role when its own process does not run it; no default."
+            "Where a gateway finds the vectors role when its own process does not run it, and where "
+            "`vector_search` in SQL finds the indexes; no default."
         ),
     )
     keys: tuple[ApiKey, ...] = Field(

@@ -1,22 +1,28 @@
-"""Where SQL meets the indexes: `vector_search` answered by the engine of this process, and filters answered by SQL.
+"""Where SQL meets the indexes: `vector_search` answered by the engine, and filters answered by SQL.
 
-A query may be a vector or the id of a stored item; of an item, itself is left out of the answer.  An index that was
-built from a dataset may be filtered by any of its columns: a predicate that the index's metadata cannot answer is
-asked of the very version it was built from, and comes back as a set of ids.  What this module does not do: parse SQL
-or run it; `lakehouse.sql` does.
+The engine is this process's own, or over HTTP that of the process with the vectors role.  A query may be a vector or
+the id of a stored item; of an item, itself is left out of the answer.  An index that was built from a dataset may be
+filtered by any of its columns: a predicate that the index's metadata cannot answer is asked of the very version it was
+built from, and comes back as a set of ids; a process with the vectors role alone, where no SQL runs, cannot ask, so
+there a filter is over metadata only.  What this module does not do: parse SQL or run it; `lakehouse.sql` does.
 """
 
 import asyncio
+import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from urllib.parse import quote
 
+import httpx
 import msgspec
 import numpy as np
 
 from lakehouse.catalog import Catalog
 from lakehouse.collection import Collection
-from lakehouse.core.errors import Conflict, Invalid, NotFound
+from lakehouse.core.errors import Busy, Conflict, Invalid, NotFound, Outcome, Unavailable
+from lakehouse.core.names import checked_index_name
 from lakehouse.core.types import Consistency, Hit, Vectors
 from lakehouse.index import predicate
 from lakehouse.index.predicate import Predicate
@@ -26,6 +32,14 @@ from lakehouse.sql.execution import Query
 from lakehouse.sql.formats import Format
 from lakehouse.sql.service import SqlService
 
+QUERIES_MAX = 1_024
+"""Queries in one request to another process: what its route takes."""
+QUERY_BYTES_MAX = 32 << 20
+"""Of the queries in one request, below what its route takes by default."""
+ITEMS_AT_ONCE = 16
+"""Requests under way for queries that are items' ids, which its batch route does not take."""
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""The `Authorization` that a query came with; it is passed on with what the query asks of another process."""
 KEPT_MAX = 64
 """Answers to filters that are kept; each is right for ever, since versions do not change."""
 KEPT_IDS_MAX = 4_000_000
@@ -82,6 +96,118 @@ async def _nearest(
         if result is not None:
             return result.hits
     return (await collection.search(queries, k, filter=wanted)).hits
+
+
+class HttpVectorSearch:
+    """`lakehouse.sql.vectors.VectorSearch` over the process that runs the vectors role."""
+
+    def __init__(self, url: str, connect_s: float, timeout_s: float) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=f"{url.rstrip('/')}/v1/vectors/index",
+            timeout=httpx.Timeout(timeout_s, connect=connect_s),
+            trust_env=False,
+        )
+        self._places = asyncio.Semaphore(ITEMS_AT_ONCE)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def search(
+        self, index: str, queries: Vectors | Sequence[str], k: int, filter: str | None
+    ) -> Sequence[Sequence[Hit]]:
+        """The k nearest items of each query, nearest first, after every write acknowledged before.
+
+        Raises `NotFound` for an unknown index or item, `Invalid` for a wrong dimension or filter, `Busy`,
+        `Unavailable` when that process does not answer or refuses the caller's key.
+        """
+        checked_index_name(index)
+        if not isinstance(queries, np.ndarray):
+            return await asyncio.gather(*(self._neighbours(index, each, k, filter) for each in queries))
+        found: list[Sequence[Hit]] = []
+        for rows in _parts(queries):
+            found += await self._nearest(index, rows, k, filter)
+        return found
+
+    async def _nearest(
+        self, index: str, rows: Vectors, k: int, filter: str | None
+    ) -> Sequence[Sequence[Hit]]:
+        asked = {"k": str(k)} | ({} if filter is None else {"filter": filter})
+        body = rows.astype("<f4", copy=False).tobytes()
+        headers = {"content-type": "application/octet-stream"}
+        answer = await self._asked(index, "search/batch", content=body, params=asked, headers=headers)
+        return [_hits(each) for each in msgspec.json.decode(answer, type=_Batch).results]
+
+    async def _neighbours(self, index: str, item_id: str, k: int, filter: str | None) -> Sequence[Hit]:
+        async with self._places:
+            asked = {"id": item_id, "k": k, "filter": filter}
+            given = {name: value for name, value in asked.items() if value is not None}
+            answer = await self._asked(index, "search", json=given)
+        return _hits(msgspec.json.decode(answer, type=_Found).results)
+
+    async def _asked(
+        self, index: str, verb: str, headers: dict[str, str] | None = None, **request: object
+    ) -> bytes:
+        key = {"authorization": CALLER.get()} if CALLER.get() else {}
+        path = f"/{quote(index, safe='')}/{verb}"
+        try:
+            answer = await self._client.post(path, headers={**(headers or {}), **key}, **request)  # type: ignore[arg-type]
+        except httpx.TransportError as error:
+            raise Unavailable(
+                "the vectors role does not answer: try again", outcome=Outcome.NOT_COMMITTED
+            ) from error
+        if answer.status_code != 200:
+            raise _refusal(answer)
+        return answer.content
+
+
+def _parts(queries: Vectors) -> Iterator[Vectors]:
+    """As many rows at a time as one request takes."""
+    rows = max(1, min(QUERIES_MAX, QUERY_BYTES_MAX // max(1, 4 * queries.shape[1])))
+    for start in range(0, len(queries), rows):
+        yield queries[start : start + rows]
+
+
+class _RemoteHit(msgspec.Struct):
+    id: str
+    distance: float | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
+
+
+class _Found(msgspec.Struct):
+    results: list[_RemoteHit]
+
+
+class _Batch(msgspec.Struct):
+    results: list[list[_RemoteHit]]
+
+
+def _hits(found: Sequence[_RemoteHit]) -> Sequence[Hit]:
+    return [Hit(each.id, math.nan if each.distance is None else each.distance, _text(each)) for each in found]
+
+
+def _text(hit: _RemoteHit) -> bytes:
+    text = bytes(hit.metadata)
+    return b"" if text == b"null" else text
+
+
+class _Problem(msgspec.Struct):
+    detail: str = ""
+
+
+def _refusal(answer: httpx.Response) -> Exception:
+    """What the other process said, as the error it was there."""
+    try:
+        detail = msgspec.json.decode(answer.content, type=_Problem).detail
+    except msgspec.MsgspecError:
+        detail = ""
+    detail = detail or f"the vectors role answered {answer.status_code}"
+    status = answer.status_code
+    if status in (401, 403):
+        detail = "the vectors role does not take the caller's key: give every process the same `keys`"
+    kinds = {400: Invalid, 404: NotFound, 413: Invalid}
+    if status in kinds:
+        return kinds[status](detail)
+    return Busy(detail) if status == 429 else Unavailable(detail, outcome=Outcome.NOT_COMMITTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,24 @@ def test_what_a_resource_declares_is_changed_by_the_resource_only(up: Any, tmp_p
     assert lake.ids("main") == {"a", "b"}
 
 
+def test_a_declared_dataset_takes_no_file_and_no_deletion_over_http(up: Any, tmp_path: Path) -> None:
+    small(tmp_path)
+    lake = up(DATASET)
+    lake.until_ready("products", kind="Dataset")
+    before = lake.http.get("/v1/catalog/manifest/products").json()
+    rows = {"file": ("x.csv", b"id\n1\n")}
+    answers = [
+        lake.http.post("/v1/ingest?name=products", content=b"id\n1\n"),
+        lake.http.post("/v1/ingest", files=rows, data={"name": "products"}),
+        lake.http.delete("/v1/catalog/dataset/products"),
+        lake.http.post("/v1/catalog/register", json={"name": "products", "schema_fingerprint": "f"}),
+    ]
+    assert [answer.status_code for answer in answers] == [409] * 4
+    assert all("Dataset/products" in answer.json()["detail"] for answer in answers)
+    assert lake.http.get("/v1/catalog/manifest/products").json() == before
+    assert lake.http.post("/v1/ingest?name=other", content=b"id\n1\n").status_code == 200
+
+
 def test_an_index_that_is_declared_and_not_there_yet_is_503_and_not_404(up: Any) -> None:
     lake = up(MAIN)  # without its dataset
     answer = lake.until(
@@ -123,6 +141,33 @@ def test_a_suspended_index_is_503_until_it_is_not(up: Any) -> None:
     assert answer.status_code == 503
     lake.cli("apply", "-f", str(lake.file("0.yaml", plain)), "--wait")
     assert lake.ids("fresh") == {"a"}
+
+
+def test_apply_waits_for_the_version_that_it_asked_for_and_for_the_index_that_follows(
+    up: Any, tmp_path: Path
+) -> None:
+    small(tmp_path)
+    follows = MAIN.partition("---")[0].replace("[price]}", "[price], follow: Latest}")
+    lake = up(f"{follows}---{DATASET}")
+    lake.until_ready("main")
+    one = f"{DATASET}  transform: {{sql: SELECT * FROM source LIMIT 1}}\n"
+    told = lake.cli("apply", "-f", str(lake.file("0.yaml", f"{follows}---{one}")), "--wait").stderr
+    assert sorted(told.splitlines()) == [
+        "dataset/products ready  version 2, 1 row",
+        "vectorindex/main ready  1 item",
+    ]
+    assert lake.ids("main") == {"a"}
+    wrong = lake.file("0.yaml", one.replace("FROM source", "FROM nobody"))
+    failed = lake.cli("apply", "-f", str(wrong), "--wait", "--timeout", "3")
+    assert (failed.returncode, "RefreshFailed" in failed.stderr) == (5, True)
+
+
+def test_deleting_goes_on_where_one_is_not_there_and_says_so(up: Any) -> None:
+    lake = up(MAIN)
+    missing, there = lake.file("d.yaml", DATASET), lake.file("m.yaml", MAIN)
+    answer = lake.cli("delete", "-f", str(there), "-f", str(missing), "--wait")
+    assert (answer.returncode, "Dataset/products" in answer.stderr) == (3, True)
+    assert answer.stdout.splitlines() == ["vectorindex/fresh deleted", "vectorindex/main deleted"]
 
 
 def test_apply_says_what_it_did_and_diff_what_it_would(up: Any) -> None:
@@ -160,6 +205,8 @@ def test_what_is_not_allowed_is_400_with_every_problem(up: Any) -> None:
     changed = lake.apply(document | {"spec": {"dimension": 3}})
     assert changed.status_code == 400
     assert "dimension cannot be changed" in changed.json()["detail"]
+    old = lake.apply(document | {"spec": {"dimension": 2}, "apiVersion": "lakehouse/v0"})
+    assert (old.status_code, "apiVersion" in old.json()["detail"]) == (400, True)
     elsewhere = lake.http.put("/v1/resources/vix/y", json=document)
     assert elsewhere.status_code == 400
     assert lake.http.get("/v1/resources/pods").status_code == 404

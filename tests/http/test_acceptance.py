@@ -50,13 +50,12 @@ def one_process(directory: Path) -> list[LiveServer]:
 
 
 def process_per_role(directory: Path) -> list[LiveServer]:
-    data, catalog = str(directory / "data"), free_port()
-    urls = {
-        "LAKEHOUSE_STORAGE_URL": f"http://127.0.0.1:{STORAGE}",
-        "LAKEHOUSE_CATALOG_URL": f"http://127.0.0.1:{catalog}",
-        "LAKEHOUSE_VECTORS_URL": f"http://127.0.0.1:{VECTORS}",
-    }
-    ports = {"gateway": GATEWAY, "storage": STORAGE, "catalog": catalog, "vectors": VECTORS}
+    ports = {"gateway": GATEWAY, "storage": STORAGE}
+    ports |= {role: free_port() for role in ("catalog", "ingest", "query")}
+    ports |= {"vectors": VECTORS}
+    urls = {f"LAKEHOUSE_{role.upper()}_URL": f"http://127.0.0.1:{port}" for role, port in ports.items()}
+    del urls["LAKEHOUSE_GATEWAY_URL"]
+    data = str(directory / "data")
     return [
         LiveServer(data, directory / f"{role}.log", port=port, args=("--roles", role), env=urls)
         for role, port in ports.items()

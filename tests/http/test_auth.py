@@ -54,7 +54,34 @@ def test_a_route_answers_as_its_right_says(guarded: LiveServer, route: Route, he
 
 def test_only_health_routes_are_open() -> None:
     assert {route.path for route in ROUTES if route.right is None} == {"/health", "/livez", "/readyz"}
-    assert all(route.right is not Right.READ or route.method in ("GET", "POST") for route in ROUTES)
+    changing = {
+        route.name for route in ROUTES if route.right is Right.READ and route.method not in ("GET", "POST")
+    }
+    assert changing == {"query.cancel"}, "whoever may ask a query may end it"
+
+
+def test_a_query_belongs_to_the_key_that_started_it(guarded: LiveServer) -> None:
+    def call(held: Right, method: str, path: str, **body: object) -> httpx.Response:
+        url, headers = f"{guarded.url}/v1/sql{path}", bearer(KEYS[held][0])
+        return httpx.request(method, url, headers=headers, json=body or None, timeout=60)
+
+    def listed(held: Right) -> set[str]:
+        return {query["id"] for query in call(held, "GET", "").json()["queries"]}
+
+    asked = {held: call(held, "POST", "", sql="SELECT 1 AS one", wait_s=20) for held in Right}
+    ids = {held: answer.headers["lakehouse-query-id"] for held, answer in asked.items()}
+    assert ids[Right.READ] in listed(Right.READ)
+    assert not {ids[Right.WRITE], ids[Right.ADMIN]} & listed(Right.READ)
+    assert set(ids.values()) <= listed(Right.ADMIN)
+    for method in ("GET", "DELETE"):
+        others = call(Right.READ, method, f"/{ids[Right.WRITE]}")
+        nobodys = call(Right.READ, method, "/" + "0" * 32)
+        assert others.status_code == nobodys.status_code == 404
+        assert others.json()["detail"].partition(" id=")[0] == nobodys.json()["detail"].partition(" id=")[0]
+    assert call(Right.WRITE, "GET", f"/{ids[Right.WRITE]}").json()["rows"] == [[1]]
+    assert call(Right.READ, "DELETE", f"/{ids[Right.READ]}").status_code == 204
+    assert call(Right.ADMIN, "DELETE", f"/{ids[Right.WRITE]}").status_code == 204
+    assert call(Right.WRITE, "GET", f"/{ids[Right.WRITE]}").status_code == 404
 
 
 @pytest.mark.parametrize(

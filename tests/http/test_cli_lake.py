@@ -120,6 +120,23 @@ def test_a_schema_that_does_not_fit_is_a_conflict_that_shows_the_difference(
     assert answered(server, "dataset", "show", "products")["version"] == 1
 
 
+def test_several_files_are_one_version_and_sending_them_again_changes_nothing(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for file in files:
+        file.write_text(f"id,name\n{len(file.name)},{file.stem}\n")
+    args = ("ingest", *map(str, files), "--name", "pair")
+    done = lakehouse(server, *args)
+    assert done.returncode == 0, done.stderr
+    assert "2 files: published pair version 1: 2 rows" in done.stderr
+    assert "2 files: no change; pair stays at version 1" in lakehouse(server, *args).stderr
+    assert answered(server, *args)["published"] is False
+    files[1].write_text("id,name\n9,c\n")
+    assert answered(server, *args)["manifest"]["version"] == 2
+    assert answered(server, "sql", "SELECT name FROM pair ORDER BY 1")["rows"] == [["a"], ["c"]]
+
+
 def test_versions_are_listed_shown_and_queried_and_a_dataset_goes(server: LiveServer, tmp_path: Path) -> None:
     file = tmp_path / "steps.ndjson"
     for step in range(3):
@@ -268,7 +285,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(server: LiveServer) -> None:
         (("sql", "SELECT $x", "--param", "x"), Exit.USAGE, "NAME=VALUE"),
         (("sql", ENDLESS, "--timeout", "0.3"), Exit.USAGE, "timeout"),
         (("ingest", "/nowhere/x.csv", "--name", "x"), Exit.NOT_FOUND, "no such file"),
-        (("ingest", __file__, "--name", "x", "--format", "parquet"), Exit.USAGE, "cannot be read"),
+        (("ingest", __file__, "--name", "x", "--format", "parquet"), Exit.USAGE, "not a Parquet file"),
         (("dataset", "rejects", "nope"), Exit.NOT_FOUND, "dataset list"),
         (("dataset", "delete", "nope", "--yes"), Exit.NOT_FOUND, "nope"),
     ],

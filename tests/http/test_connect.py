@@ -17,6 +17,7 @@ import pytest
 import lakehouse
 from lakehouse.client import Client
 from lakehouse.core import errors
+from lakehouse.sql import sandbox
 from live_server import LiveServer, environment, serving
 
 MIB = 1 << 20
@@ -202,6 +203,22 @@ def test_nothing_runs_on_after_a_start_that_failed(tmp_path: Path) -> None:
         with pytest.raises(errors.Conflict):
             lakehouse.connect(tmp_path)
         assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_sql_that_is_off_makes_nobody_unready_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "supported", lambda: "no such kernel")
+    with lakehouse.connect("memory:") as lake:
+        with pytest.raises(errors.Unavailable, match="no such kernel"):
+            lake.sql("SELECT 1")
+        answer = lake._http.get("/readyz")
+        assert (answer.status_code, answer.json()["checks"]["sql"]) == (200, "off: no such kernel")
+
+
+def test_ready_tells_of_every_wall_around_sql(lake: Client) -> None:
+    lake.sql("SELECT 1")
+    checks = lake._http.get("/readyz").json()["checks"]
+    assert checks["sql"] == "ok"
+    assert {f"sql {name}" for name in sandbox.ESSENTIAL} <= set(checks)
 
 
 # --- the end

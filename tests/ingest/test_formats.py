@@ -13,7 +13,7 @@ import pytest
 
 from ingest.lake import Lake
 from lakehouse.core.errors import Invalid
-from lakehouse.ingest import Format
+from lakehouse.ingest import Format, Mode
 from lakehouse.ingest.formats import Compression, compression_of, guess
 
 ROWS = [{"id": 1, "name": "a,b", "price": 2.5}, {"id": 2, "name": "é", "price": None}]
@@ -103,7 +103,7 @@ def test_compression_is_told_by_the_bytes_and_a_lying_name_is_refused() -> None:
         ("numbers.json", b"[1, 2, 3]", "expected records"),
         ("cut.json", b'[{"a": 1}, {"a"', "cannot be read"),
         ("cut.parquet", parquet([{"a": 1}])[:-7], "cannot be read"),
-        ("text.parquet", b"id,name\n1,a\n", "cannot be read"),
+        ("text.parquet", b"id,name\n1,a\n", "not a Parquet"),
         ("empty.parquet", b"", "empty"),
         ("cut.csv.gz", gzip.compress(b"id,name\n1,a\n" * 999)[:40], "cannot be read|damaged"),
         ("noise.csv", bytes(range(256)) * 10, "cannot be read"),
@@ -218,3 +218,93 @@ async def test_an_option_cannot_become_sql(lake: Lake) -> None:
     await lake.ingest(lake.write("it's.csv", "a,b\n1,2\n"), options={"null": evil}, name="it's")
     assert await lake.rows("it's") == [(1, 2)]
     assert not Path("/tmp/never.csv").exists()
+
+
+async def test_numbers_that_json_has_not_are_kept_and_shown_as_null(lake: Lake) -> None:
+    path = lake.sources / "nan.parquet"
+    pq.write_table(pa.table({"x": pa.array([float("nan"), float("inf"), 1.5])}), path)
+    await lake.ingest(str(path))
+    done = await lake.ingest(str(path), name="other", dry_run=True)
+    assert [row["x"] for row in done.sample] == [None, None, 1.5]
+    assert str(await lake.rows()) == "[(1.5,), (inf,), (nan,)]"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["csv", "ndjson"])
+async def test_a_compressed_file_that_was_cut_off_is_refused_and_not_taken_for_a_short_one(
+    lake: Lake, kind: str, compression: str
+) -> None:
+    rows = {"csv": "a\n" + "7\n" * 200_000, "ndjson": '{"a": 7}\n' * 200_000}[kind].encode()
+    whole = gzip.compress(rows) if compression == "gzip" else pa.compress(rows, "zstd", asbytes=True)
+    with pytest.raises(Invalid, match="damaged"):
+        await lake.ingest(lake.write(f"rows.{kind}", whole[:-9]))
+    assert await lake.keys() == []
+    assert (await lake.ingest(lake.write(f"rows.{kind}", whole))).manifest.row_count == 200_000
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson", "parquet"])
+async def test_folders_named_as_hive_does_add_and_change_no_column(lake: Lake, kind: str) -> None:
+    content = {"csv": b"year,a\n77,1\n", "ndjson": b'{"year": 77, "a": 1}\n'}.get(kind) or parquet(
+        [{"year": 77, "a": 1}]
+    )
+    done = await lake.ingest(lake.write(f"year=2020/month=3/f.{kind}", content))
+    assert lake.columns(done) == ["year BIGINT", "a BIGINT"]
+    assert await lake.rows() == [(77, 1)]
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1].csv", "a*.csv", "a?.csv", "a{1,2}.csv", "a'b\"c %20;#.csv", "ü💥.csv"]
+)
+async def test_of_files_whose_names_look_like_patterns_only_the_named_one_is_read(
+    lake: Lake, name: str
+) -> None:
+    for other in ("a1.csv", "ax.csv", "a[1].csv", "a*.csv"):
+        lake.write(other, "v\n999\n")
+    await lake.ingest(lake.write(name, "v\n1\n"))
+    assert await lake.rows() == [(1,)]
+
+
+async def test_nothing_is_written_beside_a_source(lake: Lake) -> None:
+    lake.write("in/bad.ndjson", '{"a": 1}\nbad\n')
+    lake.write("in/p.parquet.gz", gzip.compress(parquet([{"a": 2}])))
+    folder = lake.sources / "in"
+    before = folder.stat().st_mtime_ns
+    await lake.ingest(str(folder / "*"))
+    assert await lake.rows() == [(1,), (2,)]
+    assert folder.stat().st_mtime_ns == before
+    assert list(lake.scratch.iterdir()) == []
+
+
+async def test_a_byte_order_mark_before_ndjson_costs_no_row(lake: Lake) -> None:
+    done = await lake.ingest(lake.write("bom.ndjson", b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n'))
+    assert (done.rejects, await lake.rows()) == (0, [(1,), (2,)])
+
+
+async def test_integers_beyond_64_bits_keep_their_digits(lake: Lake) -> None:
+    path = lake.write("u64.csv", "id,x\n18446744073709551615,1.5\n1,1e30\n")
+    done = await lake.ingest(path)
+    assert lake.columns(done) == ["id DECIMAL(38,0)", "x DOUBLE"]
+    assert [str(row[0]) for row in await lake.rows()] == ["1", "18446744073709551615"]
+    done = await lake.ingest(lake.write("u64b.csv", "id,x\n5,2\n"), mode=Mode.APPEND)
+    assert lake.columns(done) == ["id DECIMAL(38,0)", "x DOUBLE"]
+
+
+async def test_an_empty_key_is_refused_and_not_read_as_nothing(lake: Lake) -> None:
+    with pytest.raises(Invalid, match="empty"):
+        await lake.ingest(lake.write("key.ndjson", '{"": 1}\n'))
+    await lake.ingest(lake.write("c0.ndjson", '{"C0": null, "C1": 1}\n'))
+    assert await lake.rows() == [(None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("wide.csv", "a,b\n1," + "x" * 3_000_000 + "\n", "Maximum line size"),
+        ("odd.csv", "a,b\r\n1,2\n3,4\r5,6\n", "say `delimiter`"),
+    ],
+)
+async def test_what_is_wrong_with_csv_is_said_in_full(
+    lake: Lake, name: str, content: str, match: str
+) -> None:
+    with pytest.raises(Invalid, match=match):
+        await lake.ingest(lake.write(name, content))

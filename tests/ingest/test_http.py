@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from lakehouse.ingest.formats import OPTIONS
-from lakehouse.server.ingest_api import PARAMETERS
+from lakehouse.server.ingest_api import FILES_MAX, PARAMETERS
 from live_server import LiveServer, serving
 
 T = TypeVar("T")
@@ -59,6 +60,55 @@ def test_a_form_with_a_file_becomes_a_version(client: httpx.Client) -> None:
     assert answer.json()["manifest"]["mode"] == "append"
 
 
+def test_several_files_of_a_form_are_one_version(client: httpx.Client) -> None:
+    large = b"id,name\n" + b"".join(b"%d,x\n" % n for n in range(300_000))
+    files = [
+        ("file", ("a.csv", CSV, "text/csv")),
+        ("file", ("b.ndjson", b'{"id": 3, "name": "c"}\n', "application/x-ndjson")),
+        ("file", ("large.csv.gz", gzip.compress(large), "application/gzip")),
+        ("file", ("header.csv", b"id,name\n", "text/csv")),
+    ]
+    done = client.post("/ingest?name=several", files=files)
+    assert done.status_code == 200, done.text
+    manifest = done.json()["manifest"]
+    assert (manifest["version"], manifest["row_count"]) == (1, 300_003)
+    assert [source["uri"].rpartition("/")[2] for source in manifest["sources"]] == [
+        file[1][0] for file in files
+    ]
+    again = client.post("/ingest?name=several", files=files).json()
+    assert (again["published"], again["manifest"]) == (False, manifest)
+    fewer = client.post("/ingest?name=several", files=files[:2]).json()
+    assert (fewer["manifest"]["version"], fewer["manifest"]["row_count"]) == (2, 3)
+    added = client.post("/ingest?name=several&mode=append", files=files[1:3]).json()
+    assert (added["manifest"]["version"], added["manifest"]["row_count"]) == (3, 300_003)
+
+
+def test_one_transform_runs_over_all_files_of_a_form(client: httpx.Client) -> None:
+    files = [("file", ("a.csv", CSV)), ("file", ("b.csv", b"id,name\n5,e\n"))]
+    params = {"name": "summed", "transform": "SELECT sum(id)::BIGINT AS total FROM source"}
+    done = client.post("/ingest", params=params, files=files).json()
+    assert done["manifest"]["stats"]["total"]["max"] == 8
+
+
+def test_one_bad_file_of_a_form_publishes_nothing(client: httpx.Client) -> None:
+    files = [("file", ("a.csv", CSV)), ("file", ("b.csv", b"colour\nred\n"))]
+    refused = client.post("/ingest?name=bad", files=files)
+    assert refused.status_code == 409, refused.text
+    assert "colour VARCHAR" in refused.json()["detail"]
+    named = client.post("/ingest?name=bad&filename=x.csv", files=files)
+    assert (named.status_code, "filename" in named.json()["detail"]) == (400, True)
+    many = [("file", (f"{n}.csv", CSV)) for n in range(FILES_MAX + 1)]
+    assert client.post("/ingest?name=bad", files=many).status_code == 413
+    assert client.get("/catalog/manifest/bad").status_code == 404
+
+
+def test_what_is_no_parquet_file_is_told_so_by_its_name(client: httpx.Client) -> None:
+    for query, content in (("&format=parquet&filename=x.dat", CSV), ("&filename=x.parquet", CSV)):
+        detail = client.post(f"/ingest?name=bad{query}", content=content).json()["detail"]
+        assert detail.startswith("this is not a Parquet file. source=`upload:")
+        assert "/x." in detail
+
+
 def test_the_same_body_again_makes_no_version(client: httpx.Client) -> None:
     first = client.post("/ingest?name=again", content=CSV).json()
     second = client.post("/ingest?name=again", content=CSV).json()
@@ -79,6 +129,10 @@ def test_another_schema_is_409_with_the_difference_and_changes_nothing(client: h
     answer = client.post("/ingest?name=schema", content=b"id,price\n1,2.5\n")
     assert answer.status_code == 409
     assert "- name VARCHAR; + price DOUBLE" in answer.json()["detail"]
+    assert answer.json()["changes"] == [
+        {"change": "removed", "column": "name", "old": "VARCHAR", "new": None},
+        {"change": "added", "column": "price", "old": None, "new": "DOUBLE"},
+    ]
     assert client.get("/catalog/manifest/schema").json() == before
     added = client.post("/ingest?name=schema&schema_policy=AddOnly", content=b"id,name,price\n1,a,2.5\n")
     assert added.json()["changes"] == [{"change": "added", "column": "price", "old": None, "new": "DOUBLE"}]
@@ -256,3 +310,19 @@ def _until(look: Callable[[], T]) -> T:
             return found
         time.sleep(0.01)
     raise AssertionError("did not come")
+
+
+def test_a_client_that_hangs_up_frees_its_place(client: httpx.Client, server: LiveServer) -> None:
+    endless = "SELECT sum(a.range * b.range) AS s FROM source, range(100000000) a, range(100000000) b"
+    url = httpx.URL(f"{server.url}/v1/ingest", params={"name": "hung-up", "transform": endless})
+    calls = [socket.create_connection((url.host, url.port or 80)) for _ in range(2)]
+    for call in calls:
+        head = f"POST {url.raw_path.decode()} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CSV)}\r\n\r\n"
+        call.sendall(head.encode() + CSV)
+    _until(lambda: len(_children(server.process.pid)) == 2)
+    for call in calls:
+        call.close()
+    assert client.post("/ingest?name=after", content=CSV).status_code == 200
+    _until(lambda: client.get("/ingest").json()["count"] == 0)
+    assert _children(server.process.pid) == []
+    assert client.get("/catalog/manifest/hung-up").status_code == 404

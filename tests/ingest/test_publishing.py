@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -293,3 +295,33 @@ async def test_names_that_share_letters_stay_apart(lake: Lake) -> None:
     await lake.catalog.drop("d")
     assert [found.name for found in await lake.catalog.list()] == ["D", "d%2Fe", "d/e"]
     assert await lake.rows("d/e") == [("d/ex",)]
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT id FROM source; -- done", ";SELECT id FROM source;;", "FROM source -- x"]
+)
+async def test_a_transform_may_end_in_a_semicolon_and_a_comment(lake: Lake, sql: str) -> None:
+    await lake.ingest(lake.write("a.csv", "id\n1\n"), transform=sql)
+    assert await lake.rows() == [(1,)]
+
+
+async def test_a_source_that_crashes_the_worker_is_named_and_is_not_worth_trying_again(lake: Lake) -> None:
+    deep = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}\n"
+    with pytest.raises(Invalid, match="deep"):
+        await lake.ingest(lake.write("deep.ndjson", deep), converting=ProcessConverting)
+    assert list(lake.scratch.iterdir()) == []
+
+
+async def test_the_worker_cannot_take_more_memory_than_it_may(lake: Lake) -> None:
+    sql = "SELECT length(repeat('x', 4000000000)) + count(*) AS n FROM source"
+    with pytest.raises(Unavailable, match="memory"):
+        await lake.ingest(lake.write("a.csv", "id\n1\n"), transform=sql, converting=ProcessConverting)
+
+
+def test_the_workers_address_space_is_bounded() -> None:
+    program = (
+        "import resource; from lakehouse.ingest import worker; worker._bound_memory(1 << 29, 2); "
+        "print(resource.getrlimit(resource.RLIMIT_AS)[0])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert 3 << 29 < int(told.stdout) < 64 << 30

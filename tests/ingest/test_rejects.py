@@ -1,11 +1,16 @@
 """Rows that cannot be read: each is told with file, line and reason, and none is dropped without a word."""
 
+import gzip
+import io
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.lake import Lake
 from lakehouse.core.errors import Invalid
 from lakehouse.core.schema import SchemaPolicy
-from lakehouse.ingest import IngestResult, Mode, Reject, read_rejects
+from lakehouse.ingest import IngestResult, Mode, Reject, lines, read_rejects
 
 MESSY = b"id,name,price\n1,a,2.5\n2,b\n3,c,3.5,extra\n4,\xff\xfe,4.5\n5,d,5.5\n"
 LINES = '{"a": 1, "b": "x"}\n{"a": 2\n[3]\n\n"text"\n{"a": 4, "b": "y"}\n'
@@ -127,3 +132,28 @@ async def test_a_fraction_in_an_integer_column_of_the_dataset_is_a_conflict(lake
     with pytest.raises(Exception, match="n BIGINT → DOUBLE"):
         await lake.ingest(lake.write("b.csv", "n\n2.5\n"), policy=SchemaPolicy.ADD_ONLY)
     assert (await lake.catalog.manifest("d")).version == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+async def test_line_numbers_count_lines_also_after_texts_that_hold_some(
+    lake: Lake, packed: bool, end: str
+) -> None:
+    written = ["x,y", *(f'{n},"one{end}two"' for n in range(50)), "7", "7,8,9", '5,"a{end}b"', "6"]
+    text = end.join(written).replace("{end}", end).encode() + end.encode()
+    done = await lake.ingest(lake.write("m.csv", gzip.compress(text) if packed else text))
+    assert [row.line for row in done.rejected] == [102, 103, 106]
+    assert done.manifest.row_count == 51
+
+
+@given(
+    pieces=st.lists(st.sampled_from([b"a", b"END", b"bb"]), max_size=40),
+    chunk=st.integers(1, 7),
+    end=st.sampled_from([b"\n", b"\r"]),
+)
+def test_the_line_of_a_byte_is_what_counting_says(pieces: list[bytes], chunk: int, end: bytes) -> None:
+    data = b"".join(pieces).replace(b"END", end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "CHUNK_BYTES", chunk)
+        found = lines.numbers_at(io.BytesIO(data), list(range(len(data))))
+    assert found == [data[: at + 1].count(end) + 1 for at in range(len(data))]

@@ -226,6 +226,34 @@ def test_another_wish_does_not_wait_for_an_old_failure() -> None:
     assert refresh(resource, replace(EMPTY, failures=(old,))).actions == (ingest(resource),)
 
 
+def test_trying_again_is_no_news() -> None:
+    resource = files()
+    failed = (failure(ingest(resource), attempts=2),)
+    first = refresh(resource, replace(EMPTY, failures=failed))
+    resource = after(resource, first)
+    begun = refresh(resource, replace(EMPTY, failures=failed), NOW + timedelta(seconds=30))
+    assert (begun.actions, begun.events, begun.status_changed) == ((ingest(resource),), (), False)
+    busy = refresh(resource, replace(EMPTY, failures=failed, work=running(ingest(resource))))
+    assert (busy.events, busy.status_changed) == ((), False)
+
+
+def test_a_refresh_of_another_wish_is_stopped_and_one_that_is_asked_for_again_goes_on() -> None:
+    resource = files(transform={"sql": "SELECT 2"})
+    busy = replace(EMPTY, work=running(ingest(files())))
+    assert refresh(resource, busy).actions == (StopWork(),)
+    again = files(of=meta("catalog", annotations={REFRESH_ANNOTATION: "now"}))
+    assert refresh(again, busy).actions == ()
+
+
+@pytest.mark.parametrize("current", [None, version(2)], ids=["dropped", "written"])
+def test_what_somebody_else_made_of_it_is_put_right(current: Any) -> None:
+    resource = files()
+    made = refresh(resource, ingested(resource, current=current))
+    assert made.actions == (ingest(resource),)
+    assert condition(made, C.FRESH) == ("False", "Pending")
+    assert refresh(resource, ingested(resource, current=None, damaged="it is not JSON")).actions == ()
+
+
 def test_a_pinned_fingerprint_is_compared_with_what_is_there() -> None:
     resource = files(schema={"fingerprint": "a" * 64})
     made = refresh(resource, ingested(resource))

@@ -320,6 +320,38 @@ def test_ef_search_that_cannot_be_set_is_told_of() -> None:
     assert condition(made, C.UP_TO_DATE) == ("False", "SetEfSearchFailed")
 
 
+def test_what_was_only_just_asked_for_is_not_up_to_date_before_it_is_done() -> None:
+    live = decide(index(hnsw={"efSearch": 100}), seen())
+    assert (acts(live), condition(live, C.UP_TO_DATE)) == ([SetEfSearch], ("False", "SetEfSearchRequired"))
+    unresolved = decide(index(source=ONCE), seen())
+    assert condition(unresolved, C.UP_TO_DATE) == ("False", "SourceNotResolved")
+
+
+def test_a_second_attempt_is_no_news_until_it_ends_otherwise() -> None:
+    resource = index(source=SOURCE)
+    (action,) = decide(resource, unborn(source=rows(1))).actions
+    failed = (failure(action),)
+    resource = after(resource, decide(resource, unborn(source=rows(1), failures=failed)))
+    begun = decide(resource, unborn(source=rows(1), failures=failed), NOW + timedelta(minutes=1))
+    assert (acts(begun), begun.events, begun.status_changed) == ([BuildIndex], (), False)
+    busy = decide(resource, unborn(source=rows(1), failures=failed, work=running(action)))
+    assert (busy.events, busy.status_changed) == ((), False)
+    (newer,) = decide(resource, unborn(source=rows(2))).actions
+    other = decide(resource, unborn(source=rows(2), failures=failed, work=running(newer)))
+    assert condition(other, C.READY) == condition(other, C.UP_TO_DATE) == ("False", "Building")
+
+
+def test_a_build_that_is_not_wanted_so_any_more_is_stopped_and_a_newer_version_waits() -> None:
+    resource = index(source=SOURCE)
+    (action,) = decide(resource, unborn(source=rows(1))).actions
+    busy = unborn(source=rows(2), work=running(action))
+    assert decide(resource, busy).actions == ()
+    assert decide(index(source=SOURCE, hnsw={"m": 32}), busy).actions == (StopWork(),)
+    (rebuild,) = decide(index(hnsw={"m": 32}), seen(items=7)).actions
+    assert decide(index(hnsw={"m": 32}), seen(items=7, work=running(rebuild))).actions == ()
+    assert decide(index(hnsw={"m": 8}), seen(items=7, work=running(rebuild))).actions == (StopWork(),)
+
+
 def test_a_damaged_index_is_left_as_it_is() -> None:
     made = decide(
         index(hnsw={"m": 32}), seen(damaged="entry 7 is off the chain", serving=False, ef_search=None)

@@ -242,6 +242,7 @@ def test_a_name_that_something_else_has_skips_that_firing() -> None:
     made = decide(resource, seen(snapshots=(taken(SIX),), failures=(failure(action, "Conflict"),)))
     assert made.actions == ()
     assert made.status["snapshot"]["nextScheduleTime"] == "2026-05-04T18:00:00Z"
+    assert condition(made, C.SNAPSHOT_CURRENT) == ("False", "NameTaken")
     broken = decide(resource, seen(snapshots=(taken(SIX),), failures=(failure(action, "Unavailable"),)))
     assert broken.status["snapshot"]["nextScheduleTime"] == "2026-05-04T12:00:00Z"
 

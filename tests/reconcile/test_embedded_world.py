@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
+import random
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converging import DIMENSION, CountingWorld, Lake, built, dataset, document, index, put_rows
+from lakehouse.control import schedule
 from lakehouse.control.state import ADOPT_ANNOTATION, REFRESH_ANNOTATION
 from lakehouse.core.errors import Conflict, LakehouseError
 from lakehouse.core.types import Batch, Distance, IndexParams
+from lakehouse.embedded.controller import WATCH_SHARED_S
 from lakehouse.testing.world import Fault, Weather, run
 
 RESYNC_S = 700.0
@@ -174,6 +179,75 @@ def test_a_rebuild_keeps_every_item_and_what_was_built_from(tmp_path: Path) -> N
     run(play)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rebuilds_that_are_stopped_at_any_moment_lose_no_write(tmp_path: Path, seed: int) -> None:
+    async def play() -> None:
+        world = CountingWorld(seed)
+        chance = random.Random(seed)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("main"))
+        await lake.settle()
+        acknowledged: set[str] = set()
+
+        async def write() -> None:
+            for number in itertools.count():
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(LakehouseError), lake.gate.writing("main"):
+                    await (await lake.indexes.open("main")).add(items(f"i{number}"))
+                    acknowledged.add(f"i{number}")
+
+        writing = asyncio.ensure_future(write())
+        world.weather = Weather(latency_s=0.1)
+        for m in chance.choices(range(4, 30), k=60):
+            await asyncio.sleep(4 * chance.random())
+            await lake.apply(index("main", hnsw={"m": m}, suspend=chance.random() < 0.2))
+        await lake.apply(index("main"))
+        await lake.until(lambda: _is(lake.condition("VectorIndex", "main", "UpToDate"), ("True", "Current")))
+        writing.cancel()
+        await lake.settle()
+        assert len(acknowledged) > 20
+        assert acknowledged <= set(await lake.contents("main"))
+
+    run(play)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_source_given_later_costs_no_write_that_came_before_the_build_ended(
+    tmp_path: Path, seed: int
+) -> None:
+    async def play() -> None:
+        world = CountingWorld(seed)
+        chance = random.Random(seed)
+        await put_rows(world, "d", ROWS, 1)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(dataset("d"))
+        names = [f"main{number}" for number in range(5)]
+        for name in names:
+            await lake.apply(index(name))
+        await lake.settle()
+        world.weather = Weather(latency_s=0.1)
+
+        async def write(name: str) -> None:
+            await asyncio.sleep(8 * chance.random())
+            while True:
+                await asyncio.sleep(0.2)
+                with contextlib.suppress(LakehouseError), lake.gate.writing(name):
+                    await (await lake.indexes.open(name)).add(items("x"))
+                    return
+
+        writing = [asyncio.ensure_future(write(name)) for name in names]
+        for name in names:
+            await lake.apply(built(name, "d", "Once"))
+        await asyncio.gather(*writing)
+        await lake.settle()
+        for name in names:
+            told = await lake.condition("VectorIndex", name, "UpToDate")
+            wanted = {"x"} if told == ("False", "NotEmpty") else {"a", "b", "c", "x"}
+            assert set(await lake.contents(name)) == wanted
+
+    run(play)
+
+
 def test_an_undeclared_index_is_taken_over_and_another_owners_is_not(tmp_path: Path) -> None:
     async def play() -> None:
         lake = await Lake(CountingWorld(6), tmp_path, "one").start()
@@ -276,6 +350,70 @@ def test_snapshots_are_taken_on_schedule_and_the_old_ones_go(tmp_path: Path) -> 
         assert (await lake.condition("VectorIndex", "wrong", "Restored"))[1] == "SnapshotNotFound"
 
     run(play)
+
+
+def test_a_scheduled_name_that_another_index_has_skips_that_firing_and_is_told(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(11)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("other"))
+        hour = lake.process.runtime.now().replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+        taken = schedule.snapshot_name("main", hour)
+        await lake.apply(document("IndexSnapshot", taken, {"indexRef": {"name": "other"}}))
+        await lake.apply(index("main", snapshots={"schedule": "0 * * * *"}))
+        await asyncio.sleep((hour - lake.process.runtime.now()).total_seconds() + 60)
+        assert await lake.condition("VectorIndex", "main", "SnapshotCurrent") == ("False", "NameTaken")
+        await asyncio.sleep(3_600)
+        assert await lake.condition("VectorIndex", "main", "SnapshotCurrent") == ("True", "WithinSchedule")
+        stored = await lake.embedded.item("isnap", taken)
+        assert stored["spec"]["indexRef"] == {"name": "other"}
+
+    run(play)
+
+
+def test_what_another_process_publishes_is_followed_within_seconds_and_what_it_drops_is_read_again(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        world = CountingWorld(12)
+        await put_rows(world, "d", ROWS, 1)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(dataset("d"))
+        await lake.apply(built("followed", "d"))
+        await lake.settle()
+        await put_rows(world, "d", ROWS[:1], 2)
+        stranger = Lake(world, tmp_path, "two")
+        await stranger.publish("d")
+        await asyncio.sleep(WATCH_SHARED_S + 15)
+        assert set(await lake.contents("followed")) == {"a"}
+        await lake.settle()
+        await stranger.catalog.drop("d")
+        await lake.settle()
+        assert await lake.condition("Dataset", "d", "Ready") == ("True", "Published")
+        assert await lake.condition("VectorIndex", "followed", "UpToDate") == ("True", "Current")
+        await nothing_more_is_written(lake)
+
+    run(play)
+
+
+def test_a_refresh_that_does_not_end_is_stopped_and_tried_less_often(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(13)
+        lake = Lake(world, tmp_path, "one", convert=_endless)
+        await lake.start()
+        await lake.apply(dataset("d", job={"activeDeadlineSeconds": 10}))
+        await asyncio.sleep(60)
+        status = (await lake.embedded.item("dset", "d"))["status"]
+        fresh = next(one for one in status["conditions"] if one["type"] == "Fresh")
+        assert (fresh["status"], fresh["reason"]) == ("False", "RefreshFailed")
+        assert "longer than 10 s" in fresh["message"]
+        assert 2 <= status["consecutiveFailures"] <= 4
+
+    run(play)
+
+
+async def _endless(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
 
 
 # --- any order of anything

@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -129,6 +130,9 @@ VALUES: list[tuple[str, object]] = [
     ("'\\x00\\xFFab'::BLOB", "AP9hYg=="),
     ("'0101'::BIT", "0101"),
     ("'b'::ENUM('a', 'b')", "b"),
+    ("['b'::ENUM('a]', 'b'), NULL]", ["b", None]),
+    ("array_value('b'::ENUM('a', 'b'))", ["b"]),
+    ("'x[]'::ENUM('x[]', 'STRUCT(a BIT)')", "x[]"),
     ("'{\"a\": [1, 2.50]}'::JSON", {"a": [1, decimal.Decimal("2.50")]}),
     ("[1, NULL, 3]", [1, None, 3]),
     ("[0.1::FLOAT, NULL, 'NaN'::FLOAT]", [decimal.Decimal("0.1"), None, None]),
@@ -395,3 +399,35 @@ def test_lines_and_columns_count_characters() -> None:
     sql = "SELECT 'ä'\r\n, é"
     assert statement.line_and_column(sql, len(sql.encode()) - 2) == (2, 3)
     assert statement.line_and_column(sql, 0) == (1, 1)
+
+
+@pytest.mark.parametrize("sql", ["; SELECT 1", "/* ; */; SELECT 1; -- ;", ";;SELECT 1;;", "SELECT 1\n;\n"])
+def test_semicolons_around_the_one_statement_do_not_matter(lake: Lake, sql: str) -> None:
+    assert lake.rows(sql) == [[1]]
+
+
+def test_a_dataset_without_rows_or_files_has_its_columns(lake: Lake) -> None:
+    lake.empty("nothing", ("id", "BIGINT"), ("a b", "FLOAT[3]"))
+    found = lake.json("SELECT * FROM nothing")
+    assert [(column["name"], column["type"]) for column in found["columns"]] == [
+        ("id", "BIGINT"),
+        ("a b", "FLOAT[3]"),
+    ]
+    assert found["rows"] == []
+    assert lake.rows("SELECT count(*), max(id) FROM nothing") == [[0, None]]
+
+
+def test_a_plan_and_its_profile_name_datasets_and_no_files(lake: Lake) -> None:
+    told = json.dumps(lake.json("SELECT name FROM products WHERE price > 3", explain=True)["profile"])
+    assert "products" in told
+    assert str(lake.home) not in told
+
+
+def test_folders_named_as_hive_does_add_no_column(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "year=2020")
+    try:
+        lake.dataset("products", products(3))
+        assert "year" not in lake.json("SELECT * FROM products")["columns"][-1]["name"]
+        assert len(lake.json("SELECT * FROM products")["columns"]) == 5
+    finally:
+        lake.close()

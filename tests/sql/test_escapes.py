@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from lakehouse.core.errors import LakehouseError
+from lakehouse.sql import statement
 from lakehouse.sql.errors import QueryFailed
 from sql_lake import Lake
 
@@ -140,6 +142,28 @@ ATTEMPTS = [
     "SELECT * FROM system.information_schema.columns",
     "SELECT * FROM memory.main.products",
     "SELECT * FROM sqlite_master",
+    # a name that hides one of DuckDB's own, where DuckDB does not see it yet
+    (
+        "WITH RECURSIVE sqlite_master AS (SELECT sql FROM sqlite_master UNION ALL SELECT sql FROM sqlite_master "
+        "WHERE false) SELECT sqlite_master.* FROM sqlite_master, products"
+    ),
+    (
+        "WITH RECURSIVE pg_settings AS (SELECT setting FROM pg_settings UNION ALL SELECT setting FROM pg_settings "
+        "WHERE false) SELECT pg_settings.* FROM pg_settings, products"
+    ),
+    (
+        "WITH RECURSIVE duckdb_views AS (SELECT sql FROM (SELECT sql FROM duckdb_views) UNION "
+        "SELECT sql FROM duckdb_views WHERE false) SELECT duckdb_views.* FROM duckdb_views, products"
+    ),
+    (
+        'WITH RECURSIVE "{parquet}" AS (SELECT * FROM "{parquet}" UNION ALL SELECT * FROM "{parquet}" '
+        'WHERE false) SELECT * FROM "{parquet}"'
+    ),
+    (
+        "WITH RECURSIVE Duckdb_Views AS (SELECT 1 AS sql UNION ALL SELECT sql FROM (WITH x AS MATERIALIZED "
+        "(SELECT sql FROM duckdb_views) SELECT sql FROM x) WHERE false) SELECT * FROM duckdb_views, products"
+    ),
+    "WITH pg_class AS (SELECT 1) SELECT * FROM (SELECT * FROM pg_class), products",
     "SELECT * FROM enable_logging()",
     "SELECT * FROM checkpoint()",
     "SELECT write_log('x', log_type := 'y')",
@@ -236,13 +260,25 @@ def test_an_escape_reads_and_writes_nothing_outside(lake: Lake, outside: Outside
         assert error.kind in ("invalid", "dataset"), error
         assert len(shown) > 10
         assert "Traceback" not in shown
-        assert str(lake.home) not in shown.replace(str(outside.parquet), "")
+    assert str(lake.home) not in shown.replace(str(outside.parquet), "")
     assert SECRET not in shown
     assert "root:" not in shown
     assert not list(outside.out.iterdir())
     assert outside.secret.read_text() == SECRET
     assert not outside.calls
     assert not Path("/tmp/lakehouse-escape").exists()
+
+
+def test_no_view_of_duckdbs_own_can_be_hidden() -> None:
+    views = duckdb.execute(
+        "SELECT view_name FROM duckdb_views() WHERE internal AND schema_name IN ('main', 'pg_catalog')"
+    )
+    assert {name for (name,) in views.fetchall()} == statement.OWN_NAMES
+
+
+def test_a_nul_is_refused_and_not_taken_for_the_end(lake: Lake) -> None:
+    with pytest.raises(QueryFailed, match="NUL"):
+        lake.execute("SELECT 1 AS a\0 FROM products")
 
 
 def test_there_are_enough_attempts() -> None:

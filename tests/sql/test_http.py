@@ -60,6 +60,9 @@ def test_a_failed_query_is_a_problem_with_its_place(client: httpx.Client) -> Non
         {},
         {"sql": 1},
         {"sql": "SELECT 1", "timeout_s": 0},
+        {"sql": "SELECT 1", "timeout_s": 5e-324, "wait_s": 0},
+        {"sql": "SELECT 1", "parameters": "text", "wait_s": 0},
+        {"sql": "SELECT 1", "parameters": False, "wait_s": 0},
         {"sql": "SELECT 1", "row_limit": 0},
         {"sql": "SELECT 1", "wait_s": 1e9},
         {"sql": "SELECT 1", "parameters": 5},
@@ -143,6 +146,24 @@ def test_a_client_that_hangs_up_ends_its_query(client: httpx.Client) -> None:
     while client.get("/sql").json()["queries"][0]["status"] != "cancelled":
         assert time.monotonic() < give_up
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_reader_that_stops_at_the_end_of_the_rows_was_served(client: httpx.Client, attempt: int) -> None:
+    """An Arrow reader does not wait for the end of the HTTP answer, which says nothing more to it."""
+    body = {"sql": "SELECT i, repeat('x', 50) AS x FROM range(3000000) t(i)", "row_limit": 100_000 + attempt}
+    headers = {"accept": "application/vnd.apache.arrow.stream"}
+    with httpx.stream("POST", f"{client.base_url}sql", json=body, headers=headers, timeout=60) as answer:
+        assert answer.headers["lakehouse-truncated"] == "maybe"
+        received = bytearray()
+        for chunk in answer.iter_raw():
+            received += chunk
+            if received.endswith(b"\xff\xff\xff\xff\x00\x00\x00\x00"):  # of an Arrow stream the end
+                break
+    place = f"/sql/{answer.headers['lakehouse-query-id']}"
+    while (told := client.get(place, params={"status": True}).json())["status"] == "running":
+        time.sleep(0.01)
+    assert (told["status"], told["row_count"], told["truncated"]) == ("succeeded", 100_000 + attempt, True)
 
 
 def test_time_out_is_told_by_its_kind(client: httpx.Client) -> None:

@@ -14,6 +14,7 @@ from lakehouse.cli import doctor, loading, output, snapshots
 from lakehouse.cli.bench import report
 from lakehouse.cli.output import Exit
 from lakehouse.core import errors
+from lakehouse.sql import sandbox
 from live_server import command_line, environment
 
 FIXTURES = Path(__file__).resolve().parent.parent / "format" / "golden"
@@ -225,8 +226,23 @@ def test_doctor_finds_nothing_wrong_with_an_empty_directory(tmp_path: Path) -> N
         "disk",
         "lock",
         "store",
+        "memory",
+        "sql",
         "port",
     }
+    assert not list(tmp_path.iterdir()), "looking makes nothing"
+
+
+def test_doctor_says_what_a_sandbox_with_holes_means() -> None:
+    held = dict.fromkeys(("read outside", "execute memory", *sandbox.ESSENTIAL), "ok")
+    whole = doctor.judged(held, 7)
+    assert (whole.level, whole.advice) == (doctor.Level.OK, "")
+    no_landlock = doctor.judged(held | {"read outside": "not held back"}, 0)
+    assert no_landlock.level is doctor.Level.WARNING
+    assert "landlock" in no_landlock.advice
+    off = doctor.judged(held | {"socket": "not held back"}, 7)
+    assert off.level is doctor.Level.WARNING
+    assert "off: not held back from socket" in off.found
 
 
 def test_doctor_tells_what_is_wrong_and_exits_1(tmp_path: Path) -> None:

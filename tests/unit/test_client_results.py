@@ -29,6 +29,7 @@ from lakehouse.client import (
     sql,
     tabular,
 )
+from lakehouse.client.wire import chunks_async
 from lakehouse.core import errors
 from lakehouse.runtime import SystemRuntime
 
@@ -302,6 +303,29 @@ def test_a_file_is_sent_in_pieces_and_progress_is_told(tmp_path: Path) -> None:
     assert dict(asked[0].url.params) == {"name": "products", "mode": "append", "filename": "products.csv"}
 
 
+def test_several_files_are_one_form_that_is_sent_in_pieces(tmp_path: Path) -> None:
+    files = [tmp_path / "a.csv", tmp_path / 'b "1"\n.ndjson']
+    files[0].write_bytes(b"x" * ((1 << 20) + 5))
+    files[1].write_bytes(b'{"a": 1}\n')
+    transport, asked = answering(published())
+    told: list[tuple[int, int]] = []
+    with Client(transport=transport) as lake:
+        lake.ingest(files, "products", progress=lambda sent, total: told.append((sent, total)))
+    total = (1 << 20) + 14
+    assert told == [(0, total), (1 << 20, total), (total - 9, total), (total, total)]
+    media_type, _, boundary = asked[0].headers["content-type"].partition("; boundary=")
+    assert (media_type, asked[0].headers["content-length"]) == (
+        "multipart/form-data",
+        str(len(asked[0].content)),
+    )
+    head, first, second, end = asked[0].content.split(b"--" + boundary.encode())
+    assert (head, end) == (b"", b"--\r\n")
+    assert first.endswith(b"\r\n\r\n" + files[0].read_bytes() + b"\r\n")
+    assert b'name="file"; filename="a.csv"\r\ncontent-type: text/csv\r\n' in first
+    assert b'filename="b %221%22%0A.ndjson"\r\n' in second
+    assert dict(asked[0].url.params) == {"name": "products"}
+
+
 def test_reader_options_go_along_and_cannot_pose_as_parameters(tmp_path: Path) -> None:
     transport, asked = answering(published())
     with Client(transport=transport) as lake:
@@ -360,6 +384,10 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(tmp_path: Path) -> No
             lake.ingest(tmp_path / "missing.csv", "products")
         with pytest.raises(errors.Invalid, match="cannot be read"):
             lake.ingest(tmp_path, "products")
+        with pytest.raises(errors.Invalid, match="at least one"):
+            lake.ingest([], "products")
+        with pytest.raises(errors.Invalid, match="path of a file"):
+            lake.ingest([b"a"], "products")  # type: ignore[list-item]
         with pytest.raises(errors.Invalid, match="int"):
             lake.ingest(5, "products")  # type: ignore[arg-type]
         with pytest.raises(errors.Invalid, match="xlsx"):
@@ -383,7 +411,7 @@ async def test_an_upload_is_read_off_the_loop(tmp_path: Path) -> None:
     upload = Upload.of(file, lambda sent, total: readers.add(threading.get_ident()))
     runtime = SystemRuntime()
     try:
-        assert b"".join([chunk async for chunk in upload.chunks_async(runtime)]) == b"12345"
+        assert b"".join([chunk async for chunk in chunks_async(upload, runtime)]) == b"12345"
     finally:
         runtime.close()
     assert threading.get_ident() not in readers

@@ -51,6 +51,7 @@ async def read(scratch: Path, *tables: pa.Table, columns: Columns = COLUMNS) -> 
         pa.array([[1, 2], [3, 4]], pa.list_(pa.float64())),
         pa.array([[1, 2], [3, 4]], pa.large_list(pa.float16())),
         pa.array([[1, 2], [3, 4]], pa.list_(pa.int8())),
+        pa.array([[1, 2], [3, 4]], pa.list_(pa.decimal128(5, 2))),
     ],
     ids=lambda one: str(one.type),
 )

@@ -10,7 +10,7 @@ import pytest
 from lakehouse.core import errors
 from lakehouse.core.errors import Invalid, Outcome
 from lakehouse.server import auth, json_body, problem
-from lakehouse.server.auth import Guard, KeyRefused
+from lakehouse.server.auth import Caller, Guard, KeyRefused
 from lakehouse.server.http import BodyBudget, UnsupportedMediaError
 from lakehouse.server.routes import ROUTES, find, route_tree
 from lakehouse.server.storage_api import stored_key
@@ -50,7 +50,7 @@ def test_a_key_is_256_bits_and_known_by_its_hash() -> None:
     assert digest == auth.hash_key(key.encode())
     assert auth.new_key()[0] != key
     guard = Guard([ApiKey(name="k", right=Right.WRITE, sha256=digest)])
-    assert guard.check(b"Bearer " + key.encode(), Right.READ) is Right.WRITE
+    assert guard.check(b"Bearer " + key.encode(), Right.READ) == Caller(Right.WRITE, "k")
     with pytest.raises(KeyRefused) as weak:
         guard.check(b"bearer " + key.encode(), Right.ADMIN)
     assert weak.value.authenticated
@@ -61,7 +61,7 @@ def test_a_key_is_256_bits_and_known_by_its_hash() -> None:
 
 def test_without_keys_every_caller_is_an_admin() -> None:
     assert Guard([]).open
-    assert Guard([]).check(None, Right.ADMIN) is Right.ADMIN
+    assert Guard([]).check(None, Right.ADMIN).right is Right.ADMIN
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from lakehouse import settings
 from lakehouse.core.errors import Invalid
-from lakehouse.settings import ALL_ROLES, ApiKey, Right, Role, Settings
+from lakehouse.settings import ALL_ROLES, PROXIED_ROLES, ApiKey, Right, Role, Settings
 
 DIGEST = "0" * 64
-URLS = {"storage_url": "http://s:1", "catalog_url": "http://c:1", "vectors_url": "http://v:1"}
+URLS = {f"{role}_url": f"http://{role}:1" for role in PROXIED_ROLES}
 
 
 @pytest.fixture(autouse=True)
@@ -116,18 +116,20 @@ def test_a_loopback_address_needs_no_keys(host: str) -> None:
     assert settings.load(host=host).host == host
 
 
-@pytest.mark.parametrize("role", ["storage", "catalog", "vectors"])
+@pytest.mark.parametrize("role", PROXIED_ROLES)
 @pytest.mark.parametrize(
     "url", [None, "", "127.0.0.1:3215", "ftp://host", "http://", "//host", "http://h:port"]
 )
-def test_a_gateway_needs_a_whole_address_of_every_role(role: str, url: str | None) -> None:
+def test_a_gateway_needs_a_whole_address_of_every_role(role: Role, url: str | None) -> None:
     given: dict[str, Any] = URLS | {f"{role}_url": url}
     with pytest.raises(Invalid, match=f"LAKEHOUSE_{role.upper()}_URL"):
         settings.load(roles="gateway", **given)
 
 
 def test_a_gateway_needs_no_address_of_what_it_runs_itself() -> None:
-    chosen = settings.load(roles="gateway,storage,catalog", vectors_url="https://v.example:3215/base")
+    chosen = settings.load(
+        roles="gateway,storage,catalog,ingest,query", vectors_url="https://v.example:3215/base"
+    )
     assert chosen.role_url(Role.VECTORS) == "https://v.example:3215/base"
     assert chosen.role_url(Role.STORAGE) is None
 

@@ -15,8 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lakehouse.cli.output import ApiKey, Exit, Url, connected, err_console, note, print_json, usage_error
-from lakehouse.core.errors import Invalid, NotFound, Unavailable
+from lakehouse.cli.output import (
+    ApiKey,
+    Exit,
+    Url,
+    connected,
+    err_console,
+    escaped,
+    fail,
+    note,
+    print_json,
+    usage_error,
+)
+from lakehouse.core.errors import Busy, Invalid, NotFound
 
 if TYPE_CHECKING:
     from lakehouse.cli.yaml_files import Written
@@ -164,10 +175,26 @@ def delete(
         targets = [(definition(kind).kind, name)]
     else:
         targets = [one.key for one in reversed(_read(files))]
+    failed = Exit.OK
     with connected(url, api_key) as lake:
         for one in targets:
-            gone = lake.delete_resource(*one, wait=wait)
+            try:
+                gone = _deleted(lake, one, wait=wait)
+            except NotFound as error:  # the others are to go all the same
+                failed = fail(error)
+                continue
             typer.echo(f"{one[0].lower()}/{one[1]} {'deleted' if gone else 'deleting'}")
+    if failed:
+        raise typer.Exit(failed)
+
+
+def _deleted(lake: "Client", key: tuple[str, str], *, wait: bool) -> bool:
+    """Ask for one to go; the server waits for it two minutes at most, and then is asked again."""
+    gone = lake.delete_resource(*key, wait=wait)
+    with contextlib.suppress(NotFound):  # between two questions
+        while wait and not gone:
+            gone = lake.delete_resource(*key, wait=wait)
+    return gone or wait
 
 
 def diff(files: Files = None, url: Url = None, api_key: ApiKey = None) -> None:
@@ -176,12 +203,22 @@ def diff(files: Files = None, url: Url = None, api_key: ApiKey = None) -> None:
 
     differs = False
     with connected(url, api_key) as lake:
-        for found in lake.diff_resources([one.body for one in _read(files)]):
+        for found in _differences(lake, _read(files)):
             lines = _difference(found.get("before"), found["resource"], label(found["resource"]))
             differs = differs or bool(lines)
             sys.stdout.writelines(lines)
     if differs:
         raise typer.Exit(Exit.FAILED)
+
+
+def _differences(lake: "Client", wanted: "Sequence[Written]") -> Sequence[Mapping[str, Any]]:
+    try:
+        return lake.diff_resources([one.body for one in wanted])
+    except Invalid as error:
+        for one in wanted:
+            if error.message.startswith(one.label):
+                raise one.refused(error) from error
+        raise
 
 
 # --- what is meant
@@ -222,7 +259,7 @@ def _found(lake: "Client", kind: "Definition | None", name: str | None) -> list[
 
 
 def _wait_until_settled(lake: "Client", keys: Sequence[tuple[str, str]], timeout_s: float) -> None:
-    """Return when every resource is as wanted.  Raises `Unavailable` past the time, `Invalid` for one refused."""
+    """Return when every resource is as wanted.  Raises `Busy` past the time, `Invalid` for one refused."""
     from lakehouse.cli import kinds
     from lakehouse.runtime import SystemRuntime, pause
 
@@ -230,29 +267,62 @@ def _wait_until_settled(lake: "Client", keys: Sequence[tuple[str, str]], timeout
     until = runtime.monotonic() + timeout_s
     waiting = list(keys)
     with err_console().status("") as status:
-        while waiting:
-            resource = lake.get_resource(*waiting[0]).body
-            why = kinds.refused(resource)
-            if why:
-                raise Invalid(f"{kinds.label(resource)} is not accepted: {why}")
-            if kinds.settled(resource):
-                status.console.print(f"{kinds.label(resource)} ready  {kinds.summary(resource)}".rstrip())
-                waiting.pop(0)
-                continue
-            status.update(f"{kinds.label(resource)}: {_standing(resource)}")
+        while True:
+            there = {_key(one.body): one.body for one in lake.list_resources()}
+            for key in list(waiting):
+                if _is_settled(_present(there, key), keys, there):
+                    waiting.remove(key)
+                    found = there[key]
+                    note(f"{kinds.label(found)} {kinds.rest(found)}  {kinds.summary(found)}".rstrip())
+            if not waiting:
+                return
+            resource = there[waiting[0]]
+            told = f"{kinds.label(resource)}: {_standing(resource)}"
+            status.update(escaped(told))
             if runtime.monotonic() > until:
-                raise Unavailable(
-                    f"{kinds.label(resource)} is not ready yet: {_standing(resource)}. seconds=`{timeout_s:g}`"
-                )
+                raise Busy(f"not ready after {timeout_s:g} s: {told}")
             pause(POLL_S)
+
+
+def _present(there: Mapping[tuple[str, str], Mapping[str, Any]], key: tuple[str, str]) -> Mapping[str, Any]:
+    """A resource that is waited for.  Raises `Invalid` when it never will be ready, `NotFound`."""
+    from lakehouse.cli import kinds
+
+    resource = there.get(key)
+    if resource is None or "deletionTimestamp" in resource["metadata"]:
+        raise NotFound(f"the resource was deleted meanwhile. name=`{key[0]}/{key[1]}`")
+    why = kinds.refused(resource)
+    if why:
+        raise Invalid(f"{kinds.label(resource)} {why}")
+    return resource
+
+
+def _is_settled(
+    resource: Mapping[str, Any],
+    keys: Sequence[tuple[str, str]],
+    there: Mapping[tuple[str, str], Mapping[str, Any]],
+) -> bool:
+    """With the dataset that an index follows: as it is, or, where it was applied together with it, as it will be."""
+    from lakehouse.cli import kinds
+    from lakehouse.control.kinds import DATASET
+
+    name = kinds.followed(resource)
+    key = (DATASET, name or "")
+    dataset = there.get(key)
+    if dataset is not None and key in keys and not kinds.settled(dataset):
+        return False
+    return kinds.settled(resource, dataset)
 
 
 def _standing(resource: Mapping[str, Any]) -> str:
     """The first condition that keeps a resource from being ready."""
-    for one in resource.get("status", {}).get("conditions", ()):
+    status = resource.get("status", {})
+    if status.get("observedGeneration") != resource["metadata"]["generation"]:
+        return "not looked at yet"
+    for one in status.get("conditions", ()):
         if one["status"] != "True" and one.get("reason") != "NotConfigured":
             return f"{one['reason']} {one.get('message', '')}".strip()
-    return "not looked at yet"
+    return "waiting for the dataset it follows"
 
 
 def _watch(
@@ -263,9 +333,11 @@ def _watch(
     output: GetFormat,
 ) -> None:
     """Print a row for each resource that changes, until interrupted."""
+    from lakehouse.cli import kinds
     from lakehouse.runtime import pause
 
     seen = {_key(one): one for one in found}
+    table = _Growing(found, wide=output is GetFormat.WIDE, named=kind is None)
     while True:
         pause(POLL_S)
         try:
@@ -275,25 +347,56 @@ def _watch(
         changed = [one for key, one in now.items() if seen.get(key) != one]
         for key in seen.keys() - now.keys():
             typer.echo(f"{key[0].lower()}/{key[1]} deleted")
-        if changed and output in (GetFormat.JSON, GetFormat.YAML):
+        if output in (GetFormat.JSON, GetFormat.YAML):
             typer.echo("".join(f"---\n{_yaml(one)}" for one in changed), nl=False)
-        elif changed:
-            _print_rows(kind, changed, output, head=False)
+        elif output is GetFormat.NAME:
+            typer.echo("".join(f"{kinds.label(one)}\n" for one in changed), nl=False)
+        else:
+            for one in changed:
+                table.tell(one)
         seen = now
+
+
+class _Growing:
+    """A table that grows line by line: a head for each kind, once, and a line for each change that can be seen."""
+
+    def __init__(self, found: Sequence[Mapping[str, Any]], *, wide: bool, named: bool) -> None:
+        self._wide = wide
+        self._named = named
+        self._widths: dict[str, list[int]] = {}
+        self._told: dict[tuple[str, str], tuple[Any, ...]] = {}
+        for resource in found:
+            self._lines(resource)
+
+    def tell(self, resource: Mapping[str, Any]) -> None:
+        for line in self._lines(resource):
+            typer.echo(line)
+
+    def _lines(self, resource: Mapping[str, Any]) -> list[str]:
+        from lakehouse.cli import kinds
+
+        definition, name = kinds.definition(str(resource["kind"])), _key(resource)
+        standing = kinds.standing(definition, resource, wide=self._wide)
+        if self._told.get(name) == standing:
+            return []
+        self._told[name] = standing
+        rows = [kinds.row(definition, resource, _now(), wide=self._wide, named=self._named)]
+        known = self._widths.get(definition.kind, [])
+        if not known:
+            rows.insert(0, kinds.header(definition, wide=self._wide))
+        self._widths[definition.kind] = kinds.widths_of(rows, known)
+        return kinds.lines(rows, known)
 
 
 # --- printing
 
 
-def _print_rows(
-    kind: "Definition | None", found: Sequence[Mapping[str, Any]], output: GetFormat, *, head: bool = True
-) -> None:
+def _print_rows(kind: "Definition | None", found: Sequence[Mapping[str, Any]], output: GetFormat) -> None:
     """One table per kind, as kubectl prints them."""
     from lakehouse.cli import kinds
 
     if not found:
-        if head:
-            note("no resources found")
+        note("no resources found")
         return
     if output is GetFormat.NAME:
         typer.echo("\n".join(kinds.label(one) for one in found))
@@ -307,7 +410,7 @@ def _print_rows(
             if one["kind"] == definition.kind
         ]
         if rows:
-            tables.append(kinds.lines([kinds.header(definition, wide=wide), *rows])[0 if head else 1 :])
+            tables.append(kinds.lines([kinds.header(definition, wide=wide), *rows]))
     typer.echo("\n\n".join("\n".join(lines) for lines in tables))
 
 
@@ -325,15 +428,24 @@ def _yaml(value: Any) -> str:
 def _difference(before: Mapping[str, Any] | None, after: Mapping[str, Any], label: str) -> list[str]:
     import difflib
 
-    old = "" if before is None else _yaml(_wanted_part(before))
+    old = {} if before is None else _wanted_part(before)
+    new = _in_order_of(old, _wanted_part(after))
     return list(
         difflib.unified_diff(
-            old.splitlines(keepends=True),
-            _yaml(_wanted_part(after)).splitlines(keepends=True),
+            _yaml(old).splitlines(keepends=True) if old else [],
+            _yaml(new).splitlines(keepends=True),
             f"applied/{label}" if before is not None else "nothing",
             f"file/{label}",
         )
     )
+
+
+def _in_order_of(old: Any, new: Any) -> Any:
+    """`new` with its fields in the order that `old` has them: another order is no difference."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    names = [*(name for name in old if name in new), *(name for name in new if name not in old)]
+    return {name: _in_order_of(old.get(name), new[name]) for name in names}
 
 
 def _wanted_part(resource: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ What it does not do: repair anything, or read what is in the indexes.
 """
 
 import asyncio
+import contextlib
 import enum
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +88,8 @@ def examine(config: Path | None, overrides: dict[str, Any]) -> Iterator[Check]:
     if settings is not None:
         yield from directory(settings.data)
         yield store(settings)
+        yield memory(settings)
+        yield sandbox(settings)
         yield listening(settings)
 
 
@@ -154,10 +158,18 @@ def directory(data: str) -> Iterator[Check]:
         return
     if data.startswith("s3://"):
         return
-    path = Path(data.removeprefix("file://")).expanduser()
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    yield _free_space(existing)
+    path = _local(data)
+    yield _free_space(_existing(path))
     yield _lock_holder(path)
+
+
+def _local(data: str) -> Path:
+    return Path(data.removeprefix("file://")).expanduser()
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
 def _free_space(existing: Path) -> Check:
@@ -195,12 +207,22 @@ def _holder(lock: Path) -> str | None:
 
 
 def store(settings: "Settings") -> Check:
-    """Whether the store does what the log relies on, tried with a few bytes under `_probe/`."""
+    """Whether the store does what the log relies on, tried with a few bytes under `_probe/`.
+
+    A directory that is not there is not made: the place where it would be is tried.
+    """
+    is_local = settings.data != "memory:" and not settings.data.startswith("s3://")
+    path = _local(settings.data)
     try:
-        url = asyncio.run(_probed(settings))
-    except LakehouseError as error:
-        return Check("store", Level.WRONG, settings.data, error.message)
-    return Check("store", Level.OK, f"{url}: create-if-absent, read, list and delete work")
+        if is_local and not path.exists():
+            with tempfile.TemporaryDirectory(prefix=".lakehouse-doctor-", dir=_existing(path)) as folder:
+                asyncio.run(_probed(settings.model_copy(update={"data": folder})))
+            found = f"{path} is not there yet; the place for it is fit"
+        else:
+            found = asyncio.run(_probed(settings))
+    except (LakehouseError, OSError) as error:
+        return Check("store", Level.WRONG, settings.data, str(error))
+    return Check("store", Level.OK, f"{found}: create-if-absent, read, list and delete work")
 
 
 async def _probed(settings: "Settings") -> str:
@@ -208,6 +230,90 @@ async def _probed(settings: "Settings") -> str:
 
     async with opened(settings) as (found, _):
         return found.url
+
+
+def memory(settings: "Settings") -> Check:
+    """Whether what SQL and ingest may take at once is there; indexes come on top."""
+    available = _memory_bytes()
+    workers, each = settings.sql_workers, settings.sql_memory_bytes_max
+    asked = workers * each + settings.ingest_memory_bytes_max
+    parts = f"{workers} SQL workers of {_gib(each)} and {_gib(settings.ingest_memory_bytes_max)} for ingest"
+    if available is None:
+        return Check("memory", Level.OK, f"unknown; {parts} may be taken")
+    found = f"{_gib(available)} available; {parts} may be taken"
+    if asked > available:
+        advice = "lower sql_workers, sql_memory_bytes_max or ingest_memory_bytes_max, or have more memory"
+        return Check("memory", Level.WARNING, found, advice)
+    return Check("memory", Level.OK, found)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _memory_bytes() -> int | None:
+    """What this process could still take: of the machine, or of its control group where that is less."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10)
+    groups = (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    )
+    for limit, used in groups:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+            found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+    return min(found, default=None)
+
+
+def sandbox(settings: "Settings") -> Check:
+    """Whether the kernel confines SQL's workers, tried with a real one."""
+    try:
+        walls, landlock = asyncio.run(_walls(settings))
+    except (LakehouseError, OSError, TimeoutError) as error:
+        return Check("sql", Level.WARNING, "off", f"{_SQL_ADVICE}: {error or type(error).__name__}")
+    return judged(walls, landlock)
+
+
+_SQL_ADVICE = (
+    "everything else works, but SQL needs Linux with seccomp and resource limits, also in a container"
+)
+
+
+def judged(walls: Mapping[str, str], landlock: int) -> Check:
+    """What the walls of a worker come to; `landlock` is the kernel's version of it, 0 for none."""
+    from lakehouse.sql.sandbox import ESSENTIAL
+
+    broken = sorted(name for name, said in walls.items() if said != "ok")
+    off = sorted(ESSENTIAL - {name for name, said in walls.items() if said == "ok"})
+    if off:
+        return Check("sql", Level.WARNING, f"off: not held back from {', '.join(off)}", _SQL_ADVICE)
+    if landlock == 0 or broken:
+        found = f"limits and seccomp hold; no Landlock, so a worker can read what {_user()} can"
+        advice = "use a kernel from 5.13 on with landlock among its `lsm=`, or run the query role as a user of its own"
+        return Check("sql", Level.WARNING, found, advice)
+    return Check("sql", Level.OK, f"limits, seccomp and Landlock {landlock} confine the workers")
+
+
+def _user() -> str:
+    return f"user {os.getuid()}"
+
+
+async def _walls(settings: "Settings") -> tuple[Mapping[str, str], int]:
+    """What a confined worker was held back from, and the version of Landlock."""
+    from lakehouse.runtime import SystemRuntime
+    from lakehouse.sql.workers import WorkerPool
+
+    runtime = SystemRuntime()
+    with tempfile.TemporaryDirectory(prefix="lakehouse-doctor-") as folder:
+        pool = WorkerPool(runtime, Path(folder), settings.sql_memory_bytes_max, 1)
+        try:
+            await pool.start()
+            return await pool.probe(), pool.landlock
+        finally:
+            await pool.close()
+            runtime.close()
 
 
 def listening(settings: "Settings") -> Check:

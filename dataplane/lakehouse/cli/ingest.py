@@ -6,7 +6,7 @@ What it does not do: read rows; the server does.
 import contextlib
 import enum
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,8 +108,6 @@ def ingest(
     output: Output = Format.TABLE,
 ) -> None:
     """Make files a dataset: Parquet in the bucket, published as one new version, searchable with SQL."""
-    if transform is not None and len(files) > 1:
-        usage_error(f"--transform takes one file here; apply a Dataset for more. files=`{len(files)}`")
     for file in files:
         with foreign("cannot read the file", file), file.open("rb"):
             pass
@@ -120,23 +118,15 @@ def ingest(
         "max_rejects": max_rejects,
         "options": dict(map(_pair, option or [])),
         "dry_run": dry_run,
+        "mode": "replace" if mode is ModeName.REPLACE else "append",
     }
-    with connected(url, api_key, data) as lake:
-        done = [
-            _sent(lake, file, name, {**options, "mode": "replace" if first else "append"})
-            for file, first in _in_order(files, mode)
-        ]
+    shown = files[0].name if len(files) == 1 else f"{len(files):,} files"
+    with connected(url, api_key, data) as lake, _bars(lake, name, shown) as told:
+        done = lake.ingest(files, name, progress=told, **options)
     if output is Format.JSON:
-        print_json([one.details for one in done] if len(done) > 1 else done[0].details)
-        return
-    for file, one in zip(files, done, strict=True):
-        _tell(file, name, one, dry_run)
-
-
-def _in_order(files: Sequence[Path], mode: ModeName) -> Iterator[tuple[Path, bool]]:
-    """Each file, and whether it replaces what is there: of several the first does, the others are added."""
-    for j, file in enumerate(files):
-        yield file, mode is ModeName.REPLACE and j == 0
+        print_json(done.details)
+    else:
+        _tell(shown, name, done, dry_run)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -154,16 +144,11 @@ def _transform(text: str) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def _sent(lake: "Client", file: Path, name: str, options: "IngestOptions") -> "Ingested":
-    with _bars(lake, name, file) as told:
-        return lake.ingest(file, name, progress=told, **options)
-
-
 # --- progress -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _bars(lake: "Client", name: str, file: Path) -> Iterator[Any]:
+def _bars(lake: "Client", name: str, shown: str) -> Iterator[Any]:
     """A bar for the bytes that are sent, then one for what the server makes of them; on a terminal only."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -179,7 +164,7 @@ def _bars(lake: "Client", name: str, file: Path) -> Iterator[Any]:
     with Progress(
         *columns, console=err_console(), transient=True, disable=not err_console().is_terminal
     ) as bars:
-        task = bars.add_task(f"sending {file.name}", total=None, said="")
+        task = bars.add_task(f"sending {shown}", total=None, said="")
 
         def told(sent: int, total: int) -> None:
             bars.update(task, completed=sent, total=total)
@@ -229,11 +214,11 @@ def _seen(running: Mapping[str, Any]) -> dict[str, Any]:
 # --- what is told -------------------------------------------------------------------------------------------
 
 
-def _tell(file: Path, name: str, done: "Ingested", dry_run: bool) -> None:
+def _tell(shown: str, name: str, done: "Ingested", dry_run: bool) -> None:
     if dry_run:
         _tell_dry(name, done)
         return
-    dataset, said = done.dataset, escaped(file.name)
+    dataset, said = done.dataset, escaped(shown)
     rows = "" if dataset.row_count is None else f": {counted(dataset.row_count)}"
     if done.published:
         note(f"{said}: published [bold]{escaped(name)}[/] version {dataset.version}{rows}")

@@ -9,7 +9,8 @@ from typing import Any
 
 from lakehouse.control import packaged
 from lakehouse.control.crd import Column, Definition
-from lakehouse.control.kinds import INDEX_SNAPSHOT, VECTOR_INDEX
+from lakehouse.control.index_snapshot import FINAL
+from lakehouse.control.kinds import DATASET, INDEX_SNAPSHOT, VECTOR_INDEX, Follow
 from lakehouse.embedded.known import definition
 
 __all__ = [
@@ -17,14 +18,18 @@ __all__ = [
     "columns",
     "condition",
     "definition",
+    "followed",
     "header",
     "kind_names",
     "label",
     "lines",
     "refused",
+    "rest",
     "row",
     "settled",
+    "standing",
     "summary",
+    "widths_of",
 ]
 
 NONE = "<none>"
@@ -81,13 +86,28 @@ def age(moment: str, now: datetime) -> str:
     return f"{seconds}s"
 
 
-def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines whose columns stand below each other."""
-    widths = [max(len(line[j]) for line in rows) for j in range(len(rows[0]))]
+def lines(rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> list[str]:
+    """Rows as lines whose columns stand below each other, and below those of `widths`."""
+    wide = widths_of(rows, widths)
     return [
-        "".join(cell.ljust(width + GAP) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "".join(cell.ljust(width + GAP) for cell, width in zip(line, wide, strict=True)).rstrip()
         for line in rows
     ]
+
+
+def widths_of(rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> list[int]:
+    """How wide each column is, at least as wide as in `widths`."""
+    columns = zip(*rows, strict=True)
+    return [
+        max(least, *map(len, cells))
+        for least, cells in zip(widths or [0] * len(rows[0]), columns, strict=True)
+    ]
+
+
+def standing(kind: Definition, resource: Mapping[str, Any], *, wide: bool) -> tuple[Any, ...]:
+    """What its columns say, ages aside: while it stays, nobody needs to be told again."""
+    values = [(column, column.value(resource)) for column in columns(kind, wide=wide)]
+    return tuple(value is None if column.type == "date" else value for column, value in values)
 
 
 def condition(resource: Mapping[str, Any], wanted: str) -> Mapping[str, Any]:
@@ -96,22 +116,59 @@ def condition(resource: Mapping[str, Any], wanted: str) -> Mapping[str, Any]:
     return next((one for one in found if one["type"] == wanted), {})
 
 
-def settled(resource: Mapping[str, Any]) -> bool:
-    """Whether the newest wish was looked at and is fulfilled."""
-    status = resource.get("status", {})
-    if status.get("observedGeneration") != resource["metadata"]["generation"]:
+_SETTLED = {
+    VECTOR_INDEX: ("Ready", "UpToDate"),
+    DATASET: ("Ready", "Fresh"),
+    INDEX_SNAPSHOT: ("Complete",),
+}
+
+
+def settled(resource: Mapping[str, Any], dataset: Mapping[str, Any] | None = None) -> bool:
+    """Whether the newest wish was looked at and is fulfilled; one to rest is fulfilled by resting.
+
+    An index that follows `dataset` is not before it holds the version that the dataset has now.
+    """
+    kind, generation = str(resource["kind"]), resource["metadata"]["generation"]
+    found = [condition(resource, one) for one in _SETTLED[kind]]
+    if any(one.get("observedGeneration") != generation for one in found):
         return False
-    wanted = {VECTOR_INDEX: ("Ready", "UpToDate"), INDEX_SNAPSHOT: ("Complete",)}
-    return all(
-        condition(resource, one).get("status") == "True"
-        for one in wanted.get(str(resource["kind"]), ("Ready",))
-    )
+    if _resting(resource["spec"]):
+        return any(one.get("reason") == "Suspended" for one in found)
+    return all(one["status"] == "True" for one in found) and _has_what(resource, dataset)
+
+
+def rest(resource: Mapping[str, Any]) -> str:
+    """How a settled resource is called: `ready`, or `suspended` where that was asked for."""
+    return "suspended" if _resting(resource["spec"]) else "ready"
+
+
+def _resting(spec: Mapping[str, Any]) -> bool:
+    return bool(spec.get("suspend") or spec.get("refresh", {}).get("suspend"))
+
+
+def _has_what(resource: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> bool:
+    current = (dataset or {}).get("status", {}).get("current")
+    if current is None:
+        return True
+    return bool(resource["status"].get("source", {}).get("version") == current["version"])
+
+
+def followed(resource: Mapping[str, Any]) -> str | None:
+    """The dataset that an index goes with."""
+    source = resource["spec"].get("source", {}).get("dataset", {})
+    return str(source["name"]) if source.get("follow") == Follow.LATEST.value else None
 
 
 def refused(resource: Mapping[str, Any]) -> str:
     """Why it never will be, as long as nobody changes it; empty when it still may."""
-    accepted = condition(resource, "Accepted")
-    return str(accepted.get("message", "")) if accepted.get("status") == "False" else ""
+    accepted, complete = condition(resource, "Accepted"), condition(resource, "Complete")
+    if accepted.get("observedGeneration") != resource["metadata"]["generation"]:
+        return ""
+    if accepted.get("status") == "False":
+        return f"is not accepted: {accepted.get('message', '')}"
+    if complete.get("reason") in FINAL:
+        return f"has failed for good: {complete.get('message', '')}"
+    return ""
 
 
 def summary(resource: Mapping[str, Any]) -> str:
@@ -119,7 +176,9 @@ def summary(resource: Mapping[str, Any]) -> str:
     status = resource.get("status", {})
     current = status.get("current")
     if current:
-        return f"version {current['version']}, {current.get('rows') or 0:,} rows"
-    if "items" in status:
-        return f"{status['items']:,} items"
-    return ""
+        return f"version {current['version']}, {_counted(current.get('rows') or 0, 'row')}"
+    return _counted(status["items"], "item") if "items" in status else ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

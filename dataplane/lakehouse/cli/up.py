@@ -48,7 +48,7 @@ class Display:
         if self._ready.get(key) != build:
             self._ready[key] = build
             self._console.print(
-                f"[bold green]ready[/]  {escape(kinds.label(resource))}  {kinds.summary(resource)}",
+                f"[bold green]{kinds.rest(resource)}[/]  {escape(kinds.label(resource))}  {kinds.summary(resource)}",
                 highlight=False,
             )
 

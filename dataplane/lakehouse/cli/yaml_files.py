@@ -34,12 +34,20 @@ class Written:
     def key(self) -> tuple[str, str]:
         return self.document.kind, self.document.name
 
+    @property
+    def label(self) -> str:
+        """What a server's refusal of this resource begins with."""
+        return f"{self.document.kind}/{self.document.name}: "
+
     def refused(self, error: Invalid) -> Invalid:
         """What a server, which knows what was there before, finds wrong, with its place in the file."""
-        message = error.message.removeprefix(f"{self.document.kind}/{self.document.name}: ")
-        field = message.partition(": ")[0]
-        path = next((one for one in self.document.keys if shown(one) == field), ("metadata", "name"))
-        return Invalid(f"{self.document.where(path)}: {message}")
+        message = error.message.removeprefix(self.label)
+        places = {shown(path): path for path in self.document.keys}
+        told = [
+            f"{self.document.where(places.get(line.partition(': ')[0], ('metadata', 'name')))}: {line}"
+            for line in message.splitlines()
+        ]
+        return Invalid("\n".join(told))
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -75,6 +83,8 @@ def read(paths: Sequence[Path]) -> list[Written]:
             crd.accepted(document, packaged.definitions())
         except Invalid as error:
             wrong.append(error.message)
+    if not wrong and not found:
+        raise Invalid(f"no resource is written there. files=`{', '.join(map(str, paths))}`")
     if not wrong:
         documents.check_unique(found)
         return [Written(_placed(document), document) for document in found]

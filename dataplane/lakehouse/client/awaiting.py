@@ -25,10 +25,12 @@ from lakehouse.client.wire import (
     CHUNK_BYTES,
     TIMEOUT_S,
     Call,
+    Form,
     Fresh,
     Progress,
     Request,
     Upload,
+    chunks_async,
     headers_of,
     json_of,
     raised,
@@ -120,7 +122,7 @@ class AsyncClient:
     async def _streamed(self, request: Request) -> AsyncIterator[httpx.Response]:
         """An answer below 400 whose body is still to come."""
         body = request.content
-        content = body.chunks_async(self._runtime) if isinstance(body, Upload) else body
+        content = chunks_async(body, self._runtime) if isinstance(body, Upload | Form) else body
         try:
             async with self._http.stream(**sending(request, self._timeout_s), content=content) as answer:
                 if answer.status_code >= 400:
@@ -239,7 +241,7 @@ class AsyncClient:
 
     async def ingest(
         self,
-        source: Source,
+        source: Source | Sequence[str | PathLike[str]],
         name: str,
         *,
         progress: Progress | None = None,
@@ -249,7 +251,7 @@ class AsyncClient:
         with contextlib.ExitStack() as kept:
             opening = kept.enter_context
             data, chosen = await self._runtime.run_io(opening, datasets.opened(source, options))
-            return await self.run(datasets.ingest(data, name, chosen, progress))
+            return await self.run(datasets.ingest(data, name, chosen, progress, self.fresh_key))
 
     async def apply(self, wanted: Wanted, *, dry_run: bool = False) -> tuple[Resource, ...]:
         """As `Client.apply`."""

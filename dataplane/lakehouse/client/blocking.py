@@ -26,6 +26,7 @@ from lakehouse.client.wire import (
     CHUNK_BYTES,
     TIMEOUT_S,
     Call,
+    Form,
     Fresh,
     Progress,
     Request,
@@ -118,7 +119,8 @@ class Client:
     @contextlib.contextmanager
     def _streamed(self, request: Request) -> Iterator[httpx.Response]:
         """An answer below 400 whose body is still to come."""
-        content = request.content.chunks() if isinstance(request.content, Upload) else request.content
+        body = request.content
+        content = body.chunks() if isinstance(body, Upload | Form) else body
         try:
             with self._http.stream(**sending(request, self._timeout_s), content=content) as answer:
                 if answer.status_code >= 400:
@@ -237,7 +239,7 @@ class Client:
 
     def ingest(
         self,
-        source: Source,
+        source: Source | Sequence[str | PathLike[str]],
         name: str,
         *,
         progress: Progress | None = None,
@@ -245,12 +247,12 @@ class Client:
     ) -> Ingested:
         """Make `source` (a file's path, bytes, or an Arrow, pandas or polars frame) the dataset `name`.
 
-        A file is read piece by piece; `progress(sent, total)` is told of bytes.  Equal content again is no
-        change, so a repeated ingest publishes once.  Raises `Conflict` when the schema does not fit, with the
-        difference.
+        Several paths, in a list, become one version together.  A file is read piece by piece; `progress(sent,
+        total)` is told of bytes.  Equal content again is no change, so a repeated ingest publishes once.  Raises
+        `Conflict` when the schema does not fit, with the difference.
         """
         with datasets.opened(source, options) as (data, chosen):
-            return self.run(datasets.ingest(data, name, chosen, progress))
+            return self.run(datasets.ingest(data, name, chosen, progress, self.fresh_key))
 
     def apply(self, wanted: Wanted, *, dry_run: bool = False) -> tuple[Resource, ...]:
         """Apply resources given as YAML text, several documents too, or as values; in that order.

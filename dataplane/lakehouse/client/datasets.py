@@ -22,6 +22,7 @@ from lakehouse.client.wire import (
     NDJSON,
     PARQUET,
     Call,
+    Form,
     Fresh,
     Progress,
     Request,
@@ -165,9 +166,13 @@ def format_of(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def opened(source: Source, options: IngestOptions) -> Iterator[tuple[Path | bytes, IngestOptions]]:
+def opened(
+    source: Source | Sequence[str | PathLike[str]], options: IngestOptions
+) -> Iterator[tuple[Path | bytes | tuple[Path, ...], IngestOptions]]:
     """What can be sent: a frame becomes a Parquet file for as long as this lasts.  Raises `Invalid`."""
-    if isinstance(source, bytes):
+    if isinstance(source, list | tuple):
+        yield _paths(source), options
+    elif isinstance(source, bytes):
         yield source, options
     elif isinstance(source, str | PathLike):
         yield Path(fspath(source)).expanduser(), options
@@ -178,8 +183,20 @@ def opened(source: Source, options: IngestOptions) -> Iterator[tuple[Path | byte
             yield file, IngestOptions(**options | {"format": "parquet"})
     else:
         raise errors.Invalid(
-            f"ingest takes a path, bytes, or a frame that speaks the Arrow C stream. type=`{type(source).__name__}`"
+            "ingest takes a path, a list of paths, bytes, or a frame that speaks the Arrow C stream. "
+            f"type=`{type(source).__name__}`"
         )
+
+
+def _paths(sources: Sequence[Any]) -> tuple[Path, ...]:
+    if not sources:
+        raise errors.Invalid("ingest takes at least one file")
+    for source in sources:
+        if not isinstance(source, str | PathLike):
+            raise errors.Invalid(
+                f"of several sources each is the path of a file. type=`{type(source).__name__}`"
+            )
+    return tuple(Path(fspath(source)).expanduser() for source in sources)
 
 
 def _write_parquet(frame: ArrowStream, file: Path) -> None:
@@ -195,19 +212,40 @@ def _write_parquet(frame: ArrowStream, file: Path) -> None:
 
 
 def ingest(
-    data: Path | bytes, name: str, options: IngestOptions, progress: Progress | None = None
+    data: Path | bytes | tuple[Path, ...],
+    name: str,
+    options: IngestOptions,
+    progress: Progress | None,
+    fresh: Fresh,
 ) -> Call[Ingested]:
-    """Send a file or its bytes to become the dataset `name`."""
-    content = data if isinstance(data, bytes) else Upload.of(data, progress)
+    """Send a file, its bytes, or several files at once, to become the dataset `name`."""
+    if isinstance(data, tuple) and len(data) == 1:
+        data = data[0]
     reading = options.get("options", {})
     _check(options.get("format"), reading)
     asked = {key: value for key, value in {**reading, **options}.items() if key != "options"}
-    if not isinstance(data, bytes):
+    if isinstance(data, Path):
         asked["filename"] = data.name
     params = {key: query_text(value) for key, value in given(name=name, **asked).items()}
-    told = options.get("format") or format_of(params.get("filename", ""))
-    headers = {"content-type": MEDIA_TYPES.get(told or "", BINARY)}
+    media_type, content = _content(data, options.get("format"), progress, fresh)
+    headers = {"content-type": media_type}
     return Call(Request("POST", "/v1/ingest", params, headers, content, timeout_s=TIMEOUT_S), _read_ingested)
+
+
+def _content(
+    data: Path | bytes | tuple[Path, ...], told: str | None, progress: Progress | None, fresh: Fresh
+) -> tuple[str, bytes | Upload | Form]:
+    """The body, and its media type."""
+    if isinstance(data, bytes):
+        return MEDIA_TYPES.get(told or "", BINARY), data
+    if isinstance(data, Path):
+        return _media_type(data, told), Upload.of(data, progress)
+    form = Form(tuple((_media_type(file, told), Upload.of(file)) for file in data), fresh(), progress)
+    return f"multipart/form-data; boundary={form.boundary}", form
+
+
+def _media_type(file: Path, told: str | None) -> str:
+    return MEDIA_TYPES.get(told or format_of(file.name) or "", BINARY)
 
 
 def _check(told: str | None, reading: Mapping[str, Any]) -> None:

@@ -69,15 +69,72 @@ class Upload:
                 left -= len(chunk)
                 self._tell(left)
 
-    async def chunks_async(self, runtime: Runtime) -> AsyncIterator[bytes]:
-        """`chunks`, read on a worker so that the loop does not wait for the disk."""
-        with contextlib.closing(self.chunks()) as chunks:
-            while chunk := await runtime.run_io(next, chunks, b""):
-                yield chunk
-
     def _tell(self, left: int) -> None:
         if self.progress is not None:
             self.progress(self.size - left, self.size)
+
+
+_LINE = b"\r\n"
+_ESCAPED = {ord('"'): "%22", ord("\r"): "%0D", ord("\n"): "%0A"}
+"""As browsers write a file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Files that are sent as fields `file` of one form, piece by piece; each attempt opens them anew."""
+
+    parts: tuple[tuple[str, Upload], ...]
+    """Media type and file of each."""
+    boundary: str
+    """Nothing that could occur in a file."""
+    progress: Progress | None = None
+
+    @property
+    def size(self) -> int:
+        """Of the whole body, bytes."""
+        heads = sum(len(self._head(*part)) + len(_LINE) for part in self.parts)
+        return heads + self._files_size + len(self._end)
+
+    @property
+    def _files_size(self) -> int:
+        return sum(upload.size for _, upload in self.parts)
+
+    @property
+    def _end(self) -> bytes:
+        return f"--{self.boundary}--".encode() + _LINE
+
+    def _head(self, media_type: str, upload: Upload) -> bytes:
+        name = upload.path.name.translate(_ESCAPED)
+        lines = (
+            f"--{self.boundary}",
+            f'content-disposition: form-data; name="file"; filename="{name}"',
+            f"content-type: {media_type}",
+        )
+        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "replace")
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        """The body; `progress` is told of the files' bytes."""
+        sent = 0
+        self._tell(sent)
+        for media_type, upload in self.parts:
+            yield self._head(media_type, upload)
+            for chunk in upload.chunks():
+                yield chunk
+                sent += len(chunk)
+                self._tell(sent)
+            yield _LINE
+        yield self._end
+
+    def _tell(self, sent: int) -> None:
+        if self.progress is not None:
+            self.progress(sent, self._files_size)
+
+
+async def chunks_async(body: Upload | Form, runtime: Runtime) -> AsyncIterator[bytes]:
+    """`body.chunks()`, read on a worker so that the loop does not wait for the disk."""
+    with contextlib.closing(body.chunks()) as chunks:
+        while chunk := await runtime.run_io(next, chunks, b""):
+            yield chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +145,7 @@ class Request:
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | Upload | None = None
+    content: bytes | Upload | Form | None = None
     repeatable: bool = True
     """Whether doing it twice is doing it once; else it is repeated only when it cannot have happened."""
     timeout_s: float | None = None
@@ -152,7 +209,7 @@ def headers_of(api_key: str | None) -> dict[str, str]:
 def sending(request: Request, timeout_s: float) -> dict[str, Any]:
     """What httpx is told of a request; its body comes beside it."""
     headers = dict(request.headers)
-    if isinstance(request.content, Upload):
+    if isinstance(request.content, Upload | Form):
         headers["content-length"] = str(request.content.size)
     patience = httpx.Timeout(timeout_s, read=max(timeout_s, request.timeout_s or 0.0))
     return {

@@ -230,7 +230,7 @@ def _told(error: Any) -> Iterator[Problem]:
     elif rule == "enum":
         near = did_you_mean(given, wanted) if isinstance(given, str) else ""
         listed = ", ".join(f"`{one}`" for one in wanted)
-        hint = near if near.startswith("; did") else ""
+        hint = near if near.startswith("; did") else "."
         yield Problem(path, f"must be one of {listed}{hint} {last}=`{_short(given)}`")
     else:
         yield Problem(path, f"{_bound(rule, wanted, error.schema)}. {last}=`{_short(given)}`")

@@ -1,8 +1,9 @@
 """What to do next about a Dataset, from what it asks for and what was seen.
 
 A refresh is wanted when the wish is another one than the last refresh fulfilled (its key: a hash of the spec and of the
-refresh annotation), or when the schedule has fired since.  The refresh itself finds out whether any file changed; one
-that failed leaves the version that is there.  What this module does not do: read a file.
+refresh annotation), when the schedule has fired since, or when the newest version is not the one it left.  The refresh
+itself finds out whether any file changed; one that failed leaves the version that is there.  What this module does not
+do: read a file.
 """
 
 from dataclasses import dataclass
@@ -54,8 +55,16 @@ class Look:
     def wanted(self) -> bool:
         """Whether a refresh is to be made now."""
         return not self.spec.refresh.suspend and (
-            self.last is None or self.last.key != self.ingest.key or self.due is not None
+            self.last is None or self.last.key != self.ingest.key or self.due is not None or self.drifted
         )
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the newest version is not the one that the last refresh left: somebody else wrote, or dropped it."""
+        observed, last = self.observed, self.last
+        if last is None or last.version is None or observed.damaged or observed.store.reachable is not True:
+            return False
+        return observed.current is None or observed.current.version != last.version
 
     @property
     def failure(self) -> Failure | None:
@@ -64,17 +73,17 @@ class Look:
 
 
 def refresh_key(spec: DatasetSpec, meta: Meta) -> str:
-    """Of everything that shapes the rows, and of the refresh annotation: another key asks for a refresh."""
-    return digest_of(
+    """Another key asks for a refresh: of everything that shapes the rows, a dash, and of the refresh annotation."""
+    shape = digest_of(
         {
             "sources": [[one.uri, one.format, dict(one.options)] for one in spec.sources],
             "mode": spec.mode.value,
             "transform": spec.transform,
             "schema": [spec.schema_policy, spec.schema_fingerprint],
             "rejects": spec.rejects_max,
-            "asked": meta.annotations.get(REFRESH_ANNOTATION, ""),
         }
     )
+    return f"{shape}-{digest_of(meta.annotations.get(REFRESH_ANNOTATION, ''))}"
 
 
 def reconcile(resource: Resource[DatasetSpec], observed: ObservedDataset, now: datetime) -> Plan:
@@ -105,6 +114,7 @@ def reconcile(resource: Resource[DatasetSpec], observed: ObservedDataset, now: d
         actions,
         [*usual, rounds.seconds_until(upcoming, now) or None],
         now,
+        failures=observed.failures,
     )
 
 
@@ -151,11 +161,18 @@ def _actions(look: Look) -> list[Action]:
     if observed.work is not None:
         if _overrun(look):
             return [StopWork(failed=f"the refresh took longer than {look.spec.deadline_s} s and was stopped")]
-        return [StopWork()] if look.spec.refresh.suspend else []
+        return [StopWork()] if look.spec.refresh.suspend or _outdated(look) else []
     actions: list[Action] = [look.ingest] if look.wanted else []
     if not actions and _retirable(look):
         actions = [RetireVersions(look.spec.keep_versions, observed.pinned)]
     return [one for one in actions if not rounds.held_s(observed.failures, one, look.now)]
+
+
+def _outdated(look: Look) -> bool:
+    """Whether what is being read is not wanted in that form any more.  Being asked again is no reason to begin anew."""
+    work = look.observed.work
+    shape = look.ingest.key.partition("-")[0]
+    return work is not None and work.act is Act.INGEST and work.subject.partition("-")[0] != shape
 
 
 def _overrun(look: Look) -> bool:
@@ -199,7 +216,7 @@ def _fresh(look: Look) -> Condition:
         told = f"{look.last.rejected} rows were set aside" if look.last.rejected else ""
         return true(kind, "Refreshed" if look.last.result is RefreshResult.PUBLISHED else "Unchanged", told)
     progress = observed.work.progress if observed.work is not None else ""
-    if look.last is not None and look.last.key == look.ingest.key and not _late(look):
+    if look.last is not None and look.last.key == look.ingest.key and not (_late(look) or look.drifted):
         return true(kind, "Refreshing", progress)  # the schedule has just fired
     return waiting(kind, "Refreshing" if observed.work else "Overdue" if _late(look) else "Pending", progress)
 
@@ -222,9 +239,11 @@ def _ready(look: Look) -> Condition:
         return false(kind, "Damaged", observed.damaged)
     if observed.current is not None:
         return true(kind, "Published", f"version {observed.current.version}")
+    if look.failure is not None:
+        return waiting(kind, "RefreshFailed", "no version is there yet")
     if observed.work is not None:
         return waiting(kind, "Refreshing", observed.work.progress)
-    return waiting(kind, "RefreshFailed" if look.failure else "Pending", "no version is there yet")
+    return waiting(kind, "Pending", "no version is there yet")
 
 
 # ---- status and deletion --------------------------------------------------------------------------------------------

@@ -278,7 +278,8 @@ def _checked(document: Document) -> Document:
             raise Invalid(f"{document.where(())}: {key} is missing; it is {hint}")
         if given not in expected:
             hint = did_you_mean(str(given), expected)
-            raise Invalid(f"{document.where((key,))}: no such {key}{hint} {key}=`{given}`")
+            end = "" if hint.endswith("?") else "."
+            raise Invalid(f"{document.where((key,))}: no such {key}{hint}{end} {key}=`{given}`")
     name = metadata.get("name") if isinstance(metadata := body.get("metadata"), dict) else None
     if not isinstance(name, str) or not name:
         raise Invalid(

@@ -7,7 +7,7 @@ at once, not only when a drain is due.  What this module does not do: merge.
 from dataclasses import dataclass
 from datetime import datetime
 
-from lakehouse.control import duration, rounds
+from lakehouse.control import conditions, rounds
 from lakehouse.control.conditions import Condition, ConditionType, false, true, unknown, waiting
 from lakehouse.control.kinds import Drain, OnConflict, VectorIndexSpec
 from lakehouse.control.plan import Merge
@@ -71,8 +71,9 @@ def _due(drain: Drain, observed: ObservedIndex, now: datetime) -> Decision:
     if failed is None:
         return Decision(merge, true(_KIND, "Draining", "a drain is starting"))
     held = rounds.held_s(observed.failures, merge, now)
-    overdue = duration.render(now - observed.pending_since) if observed.pending_since else "a while"
-    told = f"{failed.message} (attempt {failed.attempts}; the first item has waited {overdue})"
+    pending = observed.pending_since
+    since = f"; the first item waits since {conditions.timestamp(pending)}" if pending else ""
+    told = f"{failed.message} (attempt {failed.attempts}{since})"
     return Decision(None if held else merge, false(_KIND, "DrainFailed", told), (held,))
 
 

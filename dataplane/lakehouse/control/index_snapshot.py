@@ -16,7 +16,7 @@ from lakehouse.control.plan import Action, DeleteSnapshotFiles, Plan, StopWork, 
 from lakehouse.control.state import Act, ObservedIndexSnapshot, Resource, SnapshotState
 
 _KIND = ConditionType.COMPLETE
-_FINAL = ("DeadlineExceeded", "FilesGone")
+FINAL = ("DeadlineExceeded", "FilesGone")
 """Reasons of `Complete=False` after which nothing is tried again."""
 
 
@@ -29,7 +29,8 @@ def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnap
     actions = _actions(resource, observed, complete, remaining, now)
     found = [true(ConditionType.ACCEPTED, "Valid"), rounds.storage(observed.store), complete]
     waits = [] if _is_final(complete) else _waits(resource, observed, remaining, now)
-    return rounds.plan(resource, _fields(resource, observed, complete), found, actions, waits, now)
+    fields = _fields(resource, observed, complete)
+    return rounds.plan(resource, fields, found, actions, waits, now, failures=observed.failures)
 
 
 def state_of(status: Mapping[str, Any]) -> SnapshotState:
@@ -37,7 +38,7 @@ def state_of(status: Mapping[str, Any]) -> SnapshotState:
     complete = conditions.find(status, _KIND)
     if complete.get("status") == Status.TRUE:
         return SnapshotState.SUCCEEDED
-    if complete.get("reason") in _FINAL:
+    if complete.get("reason") in FINAL:
         return SnapshotState.FAILED
     return SnapshotState.RUNNING if complete.get("reason") == "Running" else SnapshotState.PENDING
 
@@ -51,7 +52,7 @@ def _take(resource: Resource[IndexSnapshotSpec], remaining: float) -> TakeSnapsh
 
 
 def _is_final(complete: Condition) -> bool:
-    return complete.status is Status.TRUE or complete.reason in _FINAL
+    return complete.status is Status.TRUE or complete.reason in FINAL
 
 
 def _actions(
@@ -88,7 +89,7 @@ def _complete(
     if observed.record is not None:
         return true(_KIND, "Verified")
     if observed.store.reachable is not True and (
-        before.get("status") == Status.TRUE or before.get("reason") in _FINAL
+        before.get("status") == Status.TRUE or before.get("reason") in FINAL
     ):
         return Condition(_KIND, Status(before["status"]), before["reason"], before.get("message", ""))
     if before.get("status") == Status.TRUE or before.get("reason") == "FilesGone":

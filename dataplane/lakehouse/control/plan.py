@@ -37,6 +37,11 @@ class Action:
         """Which of its act: what it is about, in a few words or digits."""
         return ""
 
+    @property
+    def told(self) -> str:
+        """What is begun, for people."""
+        return f"{self.act}: {self.subject}" if self.subject else self.act.value
+
 
 # ---- VectorIndex --------------------------------------------------------------------------------------------------
 
@@ -75,6 +80,10 @@ class BuildIndex(Action):
         return f"{self.dataset}@v{self.version}/{self.build_key}"
 
     @property
+    def told(self) -> str:
+        return f"building it from {self.dataset}@v{self.version}"
+
+    @property
     def origin(self) -> Mapping[str, Any]:
         """To be stored with the life, as it is: decisions read it back."""
         return {
@@ -107,6 +116,10 @@ class RestoreIndex(Action):
         return self.snapshot or self.uri or ""
 
     @property
+    def told(self) -> str:
+        return f"restoring it from {self.subject}"
+
+    @property
     def origin(self) -> Mapping[str, Any]:
         """To be stored with the life; whoever restores may add `digest` and the like."""
         return {"snapshot": self.snapshot} if self.snapshot else {"uri": self.uri}
@@ -123,6 +136,10 @@ class RebuildIndex(Action):
     @property
     def subject(self) -> str:
         return f"m={self.params.m},efConstruction={self.params.ef_construction}"
+
+    @property
+    def told(self) -> str:
+        return f"rebuilding it with m {self.params.m} and efConstruction {self.params.ef_construction}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +195,10 @@ class Merge(Action):
     def subject(self) -> str:
         return self.into
 
+    @property
+    def told(self) -> str:
+        return f"merging its items into {self.into}"
+
 
 @dataclass(frozen=True, slots=True)
 class CreateSnapshotResource(Action):
@@ -192,6 +213,10 @@ class CreateSnapshotResource(Action):
     @property
     def subject(self) -> str:
         return self.name
+
+    @property
+    def told(self) -> str:
+        return f"snapshot {self.name} is due"
 
     def document(self) -> dict[str, Any]:
         """The resource to create: metadata (name, labels, annotations) and spec."""
@@ -247,6 +272,10 @@ class Ingest(Action):
     def subject(self) -> str:
         return self.key
 
+    @property
+    def told(self) -> str:
+        return "reading the sources"
+
 
 @dataclass(frozen=True, slots=True)
 class RetireVersions(Action):
@@ -281,6 +310,10 @@ class TakeSnapshot(Action):
     @property
     def subject(self) -> str:
         return self.name
+
+    @property
+    def told(self) -> str:
+        return f"taking a snapshot of {self.index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,12 @@ def plan(
     now: datetime,
     *,
     told: Sequence[Event] = (),
+    failures: Sequence[Failure] = (),
 ) -> Plan:
-    """One round's outcome; a field that is None is left out of the status."""
+    """One round's outcome; a field that is None is left out of the status.
+
+    Beginning again what is among the `failures` is no news.
+    """
     old = resource.status.get("conditions", ())
     status = {
         "observedGeneration": resource.meta.generation,
@@ -104,10 +108,19 @@ def plan(
     return Plan(
         status=status,
         actions=tuple(actions),
-        events=(*told, *conditions.events(old, found), *map(_started, filter(_is_told, actions))),
+        events=(
+            *told,
+            *conditions.events(old, found),
+            *(_started(one) for one in actions if _is_told(one) and not repeated(failures, one)),
+        ),
         requeue_after_s=min(times, default=None),
         status_changed=status != resource.status,
     )
+
+
+def repeated(failures: Sequence[Failure], action: Action) -> bool:
+    """Whether an action is tried again after it failed."""
+    return failure_of(failures, action.act, action.subject) is not None
 
 
 def _is_told(action: Action) -> bool:
@@ -115,8 +128,7 @@ def _is_told(action: Action) -> bool:
 
 
 def _started(action: Action) -> Event:
-    subject = f": {action.subject}" if action.subject else ""
-    return Event(EventType.NORMAL, f"{action.act}Started", f"{action.act}{subject}")
+    return Event(EventType.NORMAL, f"{action.act}Started", action.told)
 
 
 def deletion(
@@ -164,7 +176,7 @@ def deletion(
         for name, value in resource.status.items()
         if name not in ("conditions", "observedGeneration")
     }
-    return plan(resource, fields, [*kept, gone], actions, waits, now, told=told)
+    return plan(resource, fields, [*kept, gone], actions, waits, now, told=told, failures=failures)
 
 
 def _skipped(store: StoreState, failures: Sequence[Failure]) -> str:

@@ -19,7 +19,7 @@ from lakehouse.control.plan import (
     CreateSnapshotResource,
     DeleteSnapshotResource,
 )
-from lakehouse.control.state import Act, ObservedIndex, ObservedSnapshot, Resource, SnapshotState
+from lakehouse.control.state import Act, Failure, ObservedIndex, ObservedSnapshot, Resource, SnapshotState
 
 _KIND = ConditionType.SNAPSHOT_CURRENT
 FAILED_KEPT = 3
@@ -53,7 +53,11 @@ def decide(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: da
     upcoming = owed or schedule.next_after(asked.schedule, asked.time_zone, now)
     status = status | {"nextScheduleTime": conditions.timestamp(upcoming)}
     made = _creation(resource, observed, owed)
-    found = _current(resource, asked, seen, now)
+    newest = schedule.latest_until(asked.schedule, asked.time_zone, now)
+    taken = _taken(resource, observed, newest)
+    found = (
+        _current(resource, asked, seen, now) if taken is None else false(_KIND, "NameTaken", taken.message)
+    )
     return Decision((*made, *kept), found, status, (expires, rounds.seconds_until(upcoming, now) or None))
 
 
@@ -77,13 +81,19 @@ def _owed(
 
 def _handled(resource: Resource[VectorIndexSpec], observed: ObservedIndex, firing: datetime) -> bool:
     name = schedule.snapshot_name(resource.meta.name, firing)
-    taken = rounds.failure_of(observed.failures, Act.CREATE_SNAPSHOT_RESOURCE, name)
-    if taken is not None and taken.reason == "Conflict":
-        return True  # something else has the name: this firing is skipped, and the event said so
+    if _taken(resource, observed, firing) is not None:
+        return True  # this firing is skipped, and the condition says so
     return any(
         one.name == name or (one.scheduled_for is not None and one.scheduled_for >= firing)
         for one in observed.snapshots
     )
+
+
+def _taken(resource: Resource[VectorIndexSpec], observed: ObservedIndex, firing: datetime) -> Failure | None:
+    """Told when something else has the name of a firing's snapshot."""
+    name = schedule.snapshot_name(resource.meta.name, firing)
+    failed = rounds.failure_of(observed.failures, Act.CREATE_SNAPSHOT_RESOURCE, name)
+    return failed if failed is not None and failed.reason == "Conflict" else None
 
 
 def _creation(

@@ -30,7 +30,15 @@ from lakehouse.control.plan import (
     TakeOver,
     digest_of,
 )
-from lakehouse.control.state import ADOPT_ANNOTATION, Act, Life, ObservedIndex, ObservedSource, Resource
+from lakehouse.control.state import (
+    ADOPT_ANNOTATION,
+    Act,
+    Failure,
+    Life,
+    ObservedIndex,
+    ObservedSource,
+    Resource,
+)
 
 _CONTENT = (Act.CREATE, Act.BUILD, Act.RESTORE, Act.REBUILD)
 _LIST = re.compile(r"(?P<item>[A-Z0-9]+)(\([0-9, ]+\))?\[(?P<length>[0-9]*)\]")
@@ -98,7 +106,7 @@ def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now:
         _restored(look),
     ]
     waits = [*drained.waits, *kept.waits, *_waits(look)]
-    return rounds.plan(resource, _fields(look, kept), found, actions, waits, now)
+    return rounds.plan(resource, _fields(look, kept), found, actions, waits, now, failures=observed.failures)
 
 
 # ---- what to do -----------------------------------------------------------------------------------------------------
@@ -126,14 +134,33 @@ def _actions(
         return _suspending(look)
     if observed.suspended:
         return _allowed(look, [Resume()])
-    actions: list[Action] = []
-    if look.ours is not None and observed.ef_search not in (None, spec.hnsw.ef_search):
-        actions.append(SetEfSearch(spec.hnsw.ef_search))
+    if _outdated(look):
+        return [StopWork()]
+    live = _live(look)
+    actions: list[Action] = [] if live is None else [live]
     if content.action is not None and observed.work is None:
         actions += _allowed(look, [content.action])
     if drained.action is not None and observed.work is None and not any(one.long for one in actions):
         actions.append(drained.action)
     return _allowed(look, [*actions, *kept.actions])
+
+
+def _outdated(look: Look) -> bool:
+    """Whether what is being made is not wanted in that form any more; a newer version of the dataset may wait."""
+    work, spec = look.observed.work, look.spec
+    if work is None or work.act not in (Act.BUILD, Act.REBUILD):
+        return False
+    if work.act is Act.REBUILD:
+        return work.subject != RebuildIndex(spec.params(look.name)).subject
+    return spec.source is None or not work.subject.endswith(f"/{build_key(spec, spec.source)}")
+
+
+def _live(look: Look) -> SetEfSearch | None:
+    """What applies to searches at once."""
+    wanted = look.spec.hnsw.ef_search
+    if look.ours is None or look.observed.ef_search in (None, wanted):
+        return None
+    return SetEfSearch(wanted)
 
 
 def _suspending(look: Look) -> list[Action]:
@@ -249,9 +276,14 @@ def _content(look: Look, resolved: Condition) -> Content:
     life, source = look.ours, look.spec.source
     if life is None:
         return _beginning(look, resolved)
-    if source is not None and (source.follow is Follow.LATEST or "dataset" not in life.origin):
+    if source is not None and _goes_with(source, life):
         return _following(look, life, source, resolved)
     return _rebuilding(look, life)
+
+
+def _goes_with(source: Source | None, life: Life) -> bool:
+    """Whether the dataset says what the index holds: always, or until it was built from it once."""
+    return source is not None and (source.follow is Follow.LATEST or "dataset" not in life.origin)
 
 
 def _beginning(look: Look, resolved: Condition) -> Content:
@@ -385,13 +417,14 @@ def _not_there_yet(look: Look, source: Condition) -> Condition:
     kind, observed = ConditionType.READY, look.observed
     if look.spec.suspend:
         return waiting(kind, "Suspended")
-    if observed.work is not None and observed.work.act in _CONTENT:
-        return waiting(kind, _doing(observed.work.act), observed.work.progress)
     if source.status is Status.FALSE:
         return waiting(kind, "SourceNotResolved", source.message)
+    work = observed.work if observed.work is not None and observed.work.act in _CONTENT else None
     failed = next((one for one in observed.failures if one.act in _CONTENT), None)
-    if failed is not None:
+    if failed is not None and (work is None or failed.subject == work.subject):
         return waiting(kind, f"{failed.act}Failed", failed.message)
+    if work is not None:
+        return waiting(kind, _doing(work.act), work.progress)
     return waiting(kind, "Pending", "nothing has been made of it yet")
 
 
@@ -405,28 +438,34 @@ def _up_to_date(look: Look, accepted: Condition, source: Condition, content: Con
         return unknown(kind, "NotAccepted" if observed.store.reachable else "StorageNotReachable")
     if content.blocked is not None:
         return content.blocked
-    if observed.work is not None and observed.work.act in _CONTENT:
-        return waiting(kind, _doing(observed.work.act), observed.work.progress)
+    work = observed.work if observed.work is not None and observed.work.act in _CONTENT else None
+    failed = None if work is None else rounds.failure_of(observed.failures, work.act, work.subject)
+    if work is not None and failed is None:
+        return waiting(kind, _doing(work.act), work.progress)
+    if failed is not None:  # a second attempt that runs is no news until it ends otherwise
+        return false(kind, f"{failed.act}Failed", _told(failed))
     if content.action is not None:
         return _pending(look, content.action)
     if look.ours is None:
         waits_for = "SourceNotResolved" if look.spec.source is not None else "SnapshotNotFound"
         return waiting(kind, waits_for, source.message)
-    if look.spec.read_only and source.status is Status.FALSE:
+    if source.status is Status.FALSE and _goes_with(look.spec.source, look.ours):
         return waiting(kind, "SourceNotResolved", source.message)
-    failed = rounds.failure_of(observed.failures, Act.SET_EF_SEARCH, str(look.spec.hnsw.ef_search))
-    if failed is not None:
-        return false(kind, "SetEfSearchFailed", failed.message)
+    live = _live(look)
+    if live is not None:
+        return _pending(look, live)
     return true(kind, "Current", _built_from(look.ours.origin))
+
+
+def _told(failed: Failure) -> str:
+    return f"{failed.message} (attempt {failed.attempts})"
 
 
 def _pending(look: Look, action: Action) -> Condition:
     kind = ConditionType.UP_TO_DATE
     failed = rounds.failure_of(look.observed.failures, action.act, action.subject)
     if failed is not None:
-        again = rounds.held_s(look.observed.failures, action, look.now)
-        told = f"{failed.message} (attempt {failed.attempts})"
-        return false(kind, f"{action.act}Failed", told if again else f"{told}; trying again")
+        return false(kind, f"{action.act}Failed", _told(failed))
     if look.spec.suspend:
         return waiting(kind, "Suspended", f"{action.act} waits until the index is no longer suspended")
     return waiting(kind, "RebuildRequired" if action.act is Act.REBUILD else f"{action.act}Required")

@@ -243,8 +243,10 @@ def checked_registration(
 
 def checked_dataset_name(name: str) -> str:
     """`name` if a dataset may be called that.  Raises `Invalid`."""
-    if not name or len(name.encode()) > NAME_BYTES_MAX or name in (".", ".."):
+    if not name or len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX or name in (".", ".."):
         raise Invalid(f"a dataset name has 1 to {NAME_BYTES_MAX} bytes and is not `.` or `..`. name=`{name}`")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise Invalid(f"a dataset name is text that UTF-8 can hold. name=`{name!a}`")
     if name.endswith(SUFFIX):
         # `_catalog/manifests/x.json` is the old system's manifest of x; a directory cannot have
         # that name as well.

@@ -6,29 +6,40 @@ anyone can see, because content comes first and its record last.  What this modu
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from uuid import UUID
 
 from lakehouse import building
 from lakehouse.control import plan
-from lakehouse.control.kinds import INDEX_SNAPSHOT, DatasetSource, DatasetSpec, IngestMode
+from lakehouse.control.kinds import (
+    INDEX_SNAPSHOT,
+    DatasetSource,
+    DatasetSpec,
+    IndexSnapshotSpec,
+    IngestMode,
+    VectorIndexSpec,
+)
 from lakehouse.control.plan import Action
-from lakehouse.control.state import LastDrain, LastRefresh, RefreshResult, Resource
+from lakehouse.control.state import ADOPT_ANNOTATION, LastDrain, LastRefresh, RefreshResult, Resource
 from lakehouse.core import named, names
 from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
 from lakehouse.core.schema import SchemaPolicy
 from lakehouse.core.types import Batch
 from lakehouse.embedded.known import Key, Registry
 from lakehouse.embedded.rows import Columns, Rows
-from lakehouse.embedded.work import Work, Workshop
+from lakehouse.embedded.work import DeadlineExceeded, Work, Workshop
 from lakehouse.ingest.formats import Format
 from lakehouse.ingest.spec import IngestResult, IngestSpec, Mode, Progress, Source
 from lakehouse.server.declared import Parts
 from lakehouse.store.open import open_store
 from lakehouse.store.s3 import S3Settings
+
+LOOK_AGAIN_S = 1.0
+"""Between looks at a store that did not say whether a replacement happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class Actor:
         """What concerns any kind; the rest is the index's or the dataset's."""
         match action:
             case plan.StopWork():
-                await self._workshop.stop(key)
+                await self._workshop.stop(key, action.failed)
             case plan.RemoveResource():
                 await self._wishes.forget(key)
             case plan.CreateSnapshotResource():
@@ -77,7 +88,7 @@ class Actor:
             case plan.DeleteSnapshotResource():
                 await self._wishes.ask_deletion((INDEX_SNAPSHOT, action.name))
             case plan.DeleteSnapshotFiles():
-                await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name))
+                await self._delete_snapshot_files(action, resource)
             case plan.RetireVersions():
                 await self._parts.catalog.retire(resource.meta.name, action.keep, action.pinned)
             case plan.DropDataset():
@@ -107,7 +118,7 @@ class Actor:
         name = resource.meta.name
         match action:
             case plan.BuildIndex():
-                await self._build(action, work)
+                await self._build(action, resource, work)
             case plan.RestoreIndex():
                 await self._restore(action, name)
             case plan.RebuildIndex():
@@ -123,7 +134,41 @@ class Actor:
 
     # ---------------------------------------------------------------- indexes
 
-    async def _build(self, action: plan.BuildIndex, work: Work) -> None:
+    @contextlib.asynccontextmanager
+    async def _nobody_writes(
+        self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec]
+    ) -> AsyncIterator[None]:
+        """While a life is built that replaces another, whose items it does not take over.
+
+        Raises `Conflict` where the other one got items, since it was decided about, that no dataset gave it.
+        """
+        name = action.params.name
+        if not action.replaces:
+            yield
+            return
+        async with self._parts.gate.shut(name):
+            life = await self._parts.indexes.fresh(name)
+            given = "dataset" in (life.record.origin or {})
+            if life.length and not given and resource.meta.annotations.get(ADOPT_ANNOTATION) != "true":
+                raise Conflict(f"the index was written to meanwhile: look again. index=`{name}`")
+            async with self._known_after(name, life.record.owner):
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _known_after(self, name: str, owner: str | None) -> AsyncIterator[None]:
+        """When a replacement may or may not have happened, this ends once it is known which, so that nobody writes to
+        a life that has ended."""
+        try:
+            yield
+        except Unavailable as error:
+            while error.outcome is Outcome.UNKNOWN:
+                with contextlib.suppress(Unavailable):
+                    await self._parts.indexes.take_over(name, owner)  # ours already: it only looks
+                    break
+                await self._parts.runtime.sleep(LOOK_AGAIN_S)
+            raise
+
+    async def _build(self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec], work: Work) -> None:
         parts = self._parts
         manifest = await parts.catalog.manifest(action.dataset, action.version)
         columns = Columns(
@@ -132,7 +177,7 @@ class Actor:
         rows = Rows(manifest, columns, parts.store, parts.runtime, parts.scratch)
         total = manifest.row_count
         batches = rows.batches()
-        async with contextlib.aclosing(batches):
+        async with contextlib.aclosing(batches), self._nobody_writes(action, resource):
             await building.build(
                 parts.indexes,
                 action.params,
@@ -165,9 +210,9 @@ class Actor:
         entry = self._registry.get((INDEX_SNAPSHOT, snapshot))
         if entry is None:
             raise NotFound(f"no such IndexSnapshot. name=`{snapshot}`")
-        life = str(entry.seen.status.get("position", "")).partition(":")[0]
+        life = _life_of(entry.seen.status)
         for found in await self._parts.indexes.named_snapshots(entry.resource.spec.index):
-            if found.name == snapshot and found.incarnation.hex == life:
+            if found.name == snapshot and found.incarnation == life:
                 return found.keys
         raise NotFound(f"the files of this IndexSnapshot are gone. name=`{snapshot}`")
 
@@ -213,7 +258,7 @@ class Actor:
             life = await parts.indexes.fresh(name)
             batches = _items(life.chunks())
             total = life.length
-            async with contextlib.aclosing(batches):
+            async with contextlib.aclosing(batches), self._known_after(name, life.record.owner):
                 await building.build(
                     parts.indexes,
                     action.params,
@@ -238,16 +283,20 @@ class Actor:
 
     async def _ingest(self, action: plan.Ingest, resource: Resource[DatasetSpec], work: Work) -> None:
         parts, name = self._parts, resource.meta.name
-        result = await self._convert(
-            _ingest_spec(name, resource.spec),
-            parts.catalog,
-            parts.store,
-            parts.runtime,
-            parts.settings,
-            lambda progress: work.tell(_ingested(progress)),
-            scratch=parts.scratch,
-            deadline_s=float(resource.spec.deadline_s),
-        )
+        deadline_s = resource.spec.deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = await self._convert(
+                    _ingest_spec(name, resource.spec),
+                    parts.catalog,
+                    parts.store,
+                    parts.runtime,
+                    parts.settings,
+                    lambda progress: work.tell(_ingested(progress)),
+                    scratch=parts.scratch,
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the refresh took longer than {deadline_s} s and was stopped") from error
         self._workshop.refreshes[name] = LastRefresh(
             action.subject,
             work.started_at,
@@ -258,6 +307,13 @@ class Actor:
         )
 
     # -------------------------------------------------------------- snapshots
+
+    async def _delete_snapshot_files(
+        self, action: plan.DeleteSnapshotFiles, resource: Resource[IndexSnapshotSpec]
+    ) -> None:
+        """Those of the life that it was taken of; another life may have a snapshot of the same name."""
+        life = _life_of(resource.status)
+        await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
 
     async def _take_snapshot(self, action: plan.TakeSnapshot) -> None:
         indexes = self._parts.indexes
@@ -273,6 +329,12 @@ class Actor:
                 f"the snapshot took longer than {action.deadline_s:g} s. name=`{action.name}`",
                 outcome=Outcome.NOT_COMMITTED,
             ) from error
+
+
+def _life_of(status: Mapping[str, Any]) -> UUID | None:
+    """The life of its index that an IndexSnapshot was taken of; None before it was."""
+    position = str(status.get("position", ""))
+    return UUID(hex=position.partition(":")[0]) if position else None
 
 
 async def _absent_is_well(act: Awaitable[object]) -> None:

@@ -270,6 +270,11 @@ class Observer:
         )
         return ObservedDataset(REACHABLE, current=current, versions=versions, **always)
 
+    async def last_version(self, dataset: str) -> int:
+        """The number of a dataset's newest version, or of the tombstone after it, for one LIST; 0 for none."""
+        listed = await self._parts.store.list(manifests.versions_prefix(dataset))
+        return max((manifests.version_of(info.key) or 0 for info in listed), default=0)
+
     async def _pinned(self, dataset: str) -> frozenset[int]:
         """Versions that an index was built from, or is being built from, or waits for."""
         pinned = {

@@ -143,7 +143,7 @@ def _vectors(column: pa.Array, columns: Columns, ids: Sequence[str], before: int
 
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+    if not is_list or not any(is_number(kind.value_type) for is_number in _NUMBERS):
         raise Invalid(f"vectors are lists of numbers. column=`{columns.vector}` type=`{kind}`")
     if column.null_count:
         raise wrong(_first(pc.is_null(column)), "a row has no vector")
@@ -155,8 +155,13 @@ def _vectors(column: pa.Array, columns: Columns, ids: Sequence[str], before: int
     values = column.flatten()
     if values.null_count:
         raise wrong(_first(pc.is_null(values)) // columns.dimension, "a vector holds a null")
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
     flat = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return np.ascontiguousarray(flat.reshape(len(ids), columns.dimension))
+
+
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
 
 
 def _first(mask: pa.Array) -> int:

@@ -5,6 +5,7 @@ do: decide what to run, or how often to try.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,8 +13,21 @@ from datetime import datetime
 from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.control.plan import Action
 from lakehouse.control.state import Act, Failure, LastDrain, LastRefresh, Running
+from lakehouse.core.errors import LakehouseError, Outcome, Unavailable
 from lakehouse.embedded.known import Key
 from lakehouse.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S = 1.0
+"""A cancellation is lost where a part of the work meets it with an error of its own: it is repeated until the end."""
+
+
+class DeadlineExceeded(Unavailable):
+    """Work that took longer than it may was stopped; nothing of it can be seen."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, outcome=Outcome.NOT_COMMITTED)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +70,11 @@ class Workshop:
         try:
             await body(work)
             self.succeeded(key, work.action)
-        except Exception as error:  # noqa: BLE001 - whatever ends it is shown as the resource's condition
+        except LakehouseError as error:
+            logger.warning("work failed. resource=%s/%s act=%s error=%s", *key, work.action.act, error)
+            self.failed(key, work.action, error)
+        except Exception as error:
+            logger.exception("work failed. resource=%s/%s act=%s", *key, work.action.act)
             self.failed(key, work.action, error)
         finally:
             del self._running[key]
@@ -77,16 +95,23 @@ class Workshop:
     def all_running(self) -> dict[Key, Work]:
         return dict(self._running)
 
-    async def stop(self, key: Key) -> None:
-        """Cancel what is under way for a resource and wait for its end."""
+    async def stop(self, key: Key, failed: str = "") -> None:
+        """Cancel what is under way for a resource and wait for its end.
+
+        `failed` says why being stopped counts as a failure; work that ended by itself meanwhile was not stopped.
+        """
         work = self._running.get(key)
-        if work is not None and work.task is not None:
+        if work is None or work.task is None:
+            return
+        while not work.task.done():
             work.task.cancel()
-            await asyncio.gather(work.task, return_exceptions=True)
+            await asyncio.wait([work.task], timeout=CANCEL_AGAIN_S)
+        if failed and work.task.cancelled():
+            self.failed(key, work.action, DeadlineExceeded(failed))
 
     async def stop_all(self) -> None:
-        for key in list(self._running):
-            await self.stop(key)
+        """Stop everything, all of it at once."""
+        await asyncio.gather(*(self.stop(key) for key in list(self._running)))
 
     def succeeded(self, key: Key, action: Action) -> None:
         self._failures.get(key, {}).pop(action.act, None)

@@ -10,7 +10,9 @@ import errno
 import gzip
 import io
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from lakehouse.core import schema
 from lakehouse.core.errors import Invalid, LakehouseError, Outcome, StorageFull, Unavailable
 from lakehouse.core.schema import ListOf, Schema, parsed
 from lakehouse.ingest import formats, lines, stats
-from lakehouse.ingest.formats import Compression, Format, Shape, call, identifier, literal
+from lakehouse.ingest.formats import Compression, Format, Shape, call, identifier, literal, parquet
 from lakehouse.ingest.job import (
     UNKNOWN,
     Answer,
@@ -60,6 +62,8 @@ CHUNK_BYTES = 1 << 20
 PLAIN = Compression.NONE.value
 EXACT_INTEGER = 1 << 53
 """Below it a double holds every integer."""
+WIDEST = f"DECIMAL({schema.DECIMAL_DIGITS_MAX},0)"
+"""The integers that Parquet keeps beyond 64 bits."""
 ERRORS_MAX = 4_000_000
 """Errors that a CSV reader notes, several a line; far above the rejected lines that are allowed."""
 INTEGER_BITS = {
@@ -162,9 +166,31 @@ def infer(connection: duckdb.DuckDBPyConnection, task: Infer) -> Inferred:
         return Inferred(format_, compression, ())
     with _named(file):
         if format_ is Format.PARQUET:
-            return Inferred(format_, compression, _parquet_columns(connection, file, shape))
-        own = _text_columns(connection, file, shape)
+            if not head.startswith(formats.PARQUET_MAGIC):
+                raise Invalid("this is not a Parquet file")
+            return Inferred(format_, compression, _few(_parquet_columns(connection, file, shape)))
+        _check_whole(file, compression)
+        own = _few(_text_columns(connection, file, shape))
         return Inferred(format_, compression, _adapted(connection, file, shape, own, task.wanted or ()))
+
+
+def _few(columns: Columns) -> Columns:
+    """The columns if they are as many as a dataset may have; reading more would only end in too little memory."""
+    if len(columns) > schema.COLUMNS_MAX:
+        raise Invalid(f"a dataset has at most {schema.COLUMNS_MAX} columns. columns=`{len(columns)}`")
+    return columns
+
+
+def _check_whole(file: File, compression: Compression) -> None:
+    """DuckDB takes a compressed file that was cut off for one that ends there.  Raises `Invalid`."""
+    if compression is Compression.NONE:
+        return
+    try:
+        with _opened(Path(file.path), compression) as plain:
+            while plain.read(CHUNK_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise Invalid(f"the {compression} file is damaged or cut off: {_first_line(error)}") from error
 
 
 def _head(file: File) -> tuple[bytes, Compression]:
@@ -173,8 +199,10 @@ def _head(file: File) -> tuple[bytes, Compression]:
     with _opened(Path(file.path), compression) as plain:
         try:
             return plain.read(formats.HEAD_BYTES), compression
-        except (OSError, EOFError) as error:
-            raise Invalid(f"the {compression} file is damaged: {error}. source=`{file.uri}`") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise Invalid(
+                f"the {compression} file is damaged: {_first_line(error)}. source=`{file.uri}`"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -230,12 +258,35 @@ def _text_columns(connection: duckdb.DuckDBPyConnection, file: File, shape: Shap
     """Names and types as DuckDB finds them, types that were asked for in their place."""
     if shape.format in (Format.CSV, Format.TSV):
         reader = _csv(file, shape, {"types": types} if (types := _types(file)) else {})
-        found = _described(connection, f"SELECT * FROM {reader}")
+        found = _few(_described(connection, f"SELECT * FROM {reader}"))
+        found = _without_rounding(connection, file, shape, found)
     else:
         found = _json_columns(connection, file, shape)
         types = {name.casefold(): type_ for name, type_ in _types(file).items()}
         found = tuple((name, types.get(name.casefold(), type_)) for name, type_ in found)
     return tuple((name, schema.stored(type_)) for name, type_ in found)
+
+
+def _without_rounding(
+    connection: duckdb.DuckDBPyConnection, file: File, shape: Shape, found: Columns
+) -> Columns:
+    """Integers that need more than 64 bits, which DuckDB takes for doubles: as decimals they keep all digits."""
+    asked = {name.casefold() for name in _types(file)}
+    names = [name for name, type_ in found if type_ == "DOUBLE" and name.casefold() not in asked]
+    if not names:
+        return found
+    tests = ", ".join(
+        f"coalesce(bool_and(regexp_full_match(trim({c}), '[+-]?[0-9]+') AND TRY_CAST({c} AS {WIDEST}) IS NOT NULL) "
+        f"AND max(abs(TRY_CAST({c} AS {WIDEST}))) >= {EXACT_INTEGER}, false)"
+        for c in map(identifier, names)
+    )
+    reader = _csv(file, shape, {"types": {**dict(found), **dict.fromkeys(names, "VARCHAR")}})
+    row = _row(
+        connection, f"SELECT {tests}, {_every(found)} FROM (SELECT * FROM {reader} LIMIT {SAMPLE_ROWS})"
+    )
+    _forget_rejects(connection)
+    wide = {name for name, is_wide in zip(names, row, strict=False) if is_wide}
+    return tuple((name, WIDEST if name in wide else type_) for name, type_ in found)
 
 
 def _json_columns(connection: duckdb.DuckDBPyConnection, file: File, shape: Shape) -> Columns:
@@ -261,6 +312,10 @@ def _check_keys(connection: duckdb.DuckDBPyConnection, file: File, shape: Shape,
     """DuckDB calls the key `A` beside `a` `A_1`, and would then look for a key of that name."""
     names = {name.casefold() for name, _ in columns}
     for name, _ in columns:
+        if re.fullmatch(r"C\d+", name):  # what DuckDB calls an empty key, and then looks for
+            reader = call("read_json_objects", file.path, {"compression": shape.compression.value})
+            if _count(connection, f"SELECT count(*) FROM {reader} WHERE list_contains(json_keys(json), '')"):
+                raise Invalid("a key is empty, and the name of a column cannot be")
         stem, _, number = name.rpartition("_")
         if number.isdecimal() and stem.casefold() in names:
             reader = _reader(file, shape, {name: schema.JSON})
@@ -478,20 +533,38 @@ def _forget_rejects(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _keep_csv_rejects(connection: duckdb.DuckDBPyConnection, task: Convert, path: Path) -> int:
     """Write DuckDB's rejects to `path`, one row a line; returns how many."""
-    rows = f"""SELECT {literal(task.file.uri)} AS source, line::BIGINT AS line, column_name AS "column",
-        lower(error_type::VARCHAR) || ': ' || error_message AS error,
-        left(csv_line, {lines.TEXT_CHARACTERS_MAX}) AS text FROM reject_errors
+    rows = f"""SELECT {literal(task.file.uri)} AS source, coalesce(number, line)::BIGINT AS line,
+        column_name AS "column", lower(error_type::VARCHAR) || ': ' || error_message AS error,
+        left(csv_line, {lines.TEXT_CHARACTERS_MAX}) AS text
+        FROM reject_errors LEFT JOIN reject_numbers USING (line_byte_position)
         QUALIFY row_number() OVER (PARTITION BY line ORDER BY column_idx) = 1"""
     count = _count(connection, "SELECT count(DISTINCT line) FROM reject_errors")
     if _count(connection, "SELECT count(*) FROM reject_errors") >= ERRORS_MAX:
         count = ERRORS_MAX  # there are more than DuckDB was let note
     _check_rejects(count, task)
     if count:
+        connection.register("reject_numbers", _line_numbers(connection, task))
         connection.execute(
             f"COPY ({rows} ORDER BY line) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
         )
+        connection.unregister("reject_numbers")
     _forget_rejects(connection)
     return count
+
+
+def _line_numbers(connection: duckdb.DuckDBPyConnection, task: Convert) -> pa.Table:
+    """DuckDB counts rows; an editor counts lines, and a text in quotes may hold some.
+
+    Of bytes in another encoding DuckDB does not tell the place, and its own number has to do.
+    """
+    encoding = task.file.options.get("encoding", "utf-8")
+    asked = "SELECT DISTINCT line_byte_position FROM reject_errors WHERE line_byte_position >= 1 ORDER BY ALL"
+    places = [int(row[0]) for row in connection.execute(asked).fetchall()] if encoding == "utf-8" else []
+    with _opened(Path(task.file.path), task.inferred.compression) as file:
+        numbers = lines.numbers_at(file, [place - 1 for place in places])
+    return pa.table(
+        {"line_byte_position": pa.array(places, pa.uint64()), "number": pa.array(numbers, pa.int64())}
+    )
 
 
 def _check_rejects(count: int, task: Convert) -> None:
@@ -533,22 +606,18 @@ def _convert_lines(connection: duckdb.DuckDBPyConnection, task: Convert) -> Conv
 def rewrite(connection: duckdb.DuckDBPyConnection, task: Rewrite) -> Converted:
     """Bring rows that were written under an older schema into the new one."""
     Path(task.out).mkdir(parents=True)
-    return _written(connection, _parquet(task.paths), dict(task.own), task.target, task.out)
-
-
-def _parquet(paths: Sequence[str]) -> str:
-    return f"read_parquet([{', '.join(map(literal, paths))}])"
+    return _written(connection, parquet(task.paths), dict(task.own), task.target, task.out)
 
 
 def gather(connection: duckdb.DuckDBPyConnection, task: Gather) -> Converted:
     """One Parquet file of all rejected rows."""
-    sources = [f"SELECT * FROM {_parquet(task.paths)}"] if task.paths else []
+    sources = [f"SELECT * FROM {parquet(task.paths)}"] if task.paths else []
     if task.old is not None and task.kept:
         kept = ", ".join(map(literal, task.kept))
-        sources.insert(0, f"SELECT * FROM {_parquet((task.old,))} WHERE source IN ({kept})")
+        sources.insert(0, f"SELECT * FROM {parquet((task.old,))} WHERE source IN ({kept})")
     rows = " UNION ALL ".join(sources)
     connection.execute(f"COPY ({rows}) TO {literal(task.out)} (FORMAT parquet, COMPRESSION zstd)")
-    count = _count(connection, f"SELECT count(*) FROM {_parquet((task.out,))}")
+    count = _count(connection, f"SELECT count(*) FROM {parquet((task.out,))}")
     return Converted((Part(task.out, Path(task.out).stat().st_size, count),), count, {})
 
 
@@ -627,7 +696,7 @@ def _shown(
     """The first rows, as values that JSON has."""
     names = ", ".join(f"{literal(name)}, {identifier(name)}" for name, _ in target)
     found = connection.execute(
-        f"SELECT json_object({names}) FROM {_parquet([parts[0].path])} LIMIT {SHOWN_ROWS}"
+        f"SELECT json_object({names}) FROM {parquet([parts[0].path])} LIMIT {SHOWN_ROWS}"
     ).fetchall()
     return tuple(lines.decoded(row[0]) for row in found)
 
@@ -647,7 +716,11 @@ def checked_select(sql: str) -> str:
         raise Invalid(f"the transform is not SQL: {_first_line(error)}") from error
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise Invalid(f"the transform is one SELECT over `source`. statements=`{len(statements)}`")
-    return sql.strip().rstrip(";").rstrip()
+    text = bytearray(sql.encode())
+    for offset, _ in duckdb.tokenize(sql):
+        if text[offset] == ord(";"):  # it ends the statement, and a comment may follow
+            text[offset] = ord(" ")
+    return text.decode()
 
 
 def _confined(limits: Limits, source: str, folder: Path | None) -> duckdb.DuckDBPyConnection:
@@ -677,7 +750,7 @@ def transform(limits: Limits, connection: duckdb.DuckDBPyConnection, task: Trans
         inside.append(str(out / f"source_{number}.parquet"))
         Path(path).rename(inside[-1])
     columns = _columns(dict(task.source), task.source)
-    source = f"SELECT {columns} FROM {_parquet(inside)}" if inside else _nothing(task.source)
+    source = f"SELECT {columns} FROM {parquet(inside)}" if inside else _nothing(task.source)
     sql = checked_select(task.sql)
     own = dict(task.target)
     with contextlib.closing(_confined(limits, source, out)) as confined:
@@ -714,8 +787,16 @@ def _named(file: File) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
-    return text.partition(" Error: ")[2] or text
+    """What is wrong, without what DuckDB suggests to do about it in its own words."""
+    first, *rest = str(error).split("\n")
+    text = first.partition(" Error: ")[2] or first
+    if text.startswith("Error when sniffing file"):
+        return "it is not CSV as far as can be seen: say `delimiter`, `quote`, `skip` or `encoding`"
+    if text.startswith("CSV Error on Line"):
+        text = ": ".join(
+            (text, *(line for line in rest[:2] if line and not line.startswith("Original Line")))
+        )
+    return text.rstrip(". ")
 
 
 def _translated(error: duckdb.Error, task: Task) -> LakehouseError:

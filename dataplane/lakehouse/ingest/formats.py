@@ -7,7 +7,7 @@ SQL.  What this module does not do: open files; it gets their first bytes and gi
 
 import codecs
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,9 +265,15 @@ def json_arguments(shape: Shape, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call(function: str, path: str, arguments: Mapping[str, Any]) -> str:
-    """The SQL of a reader."""
-    named = "".join(f", {name} = {literal(value)}" for name, value in arguments.items())
+    """The SQL of a reader.  A path that holds `year=2020` gives no column: names of folders are no rows."""
+    all_arguments = {**arguments, "hive_partitioning": False}
+    named = "".join(f", {name} = {literal(value)}" for name, value in all_arguments.items())
     return f"{function}({literal(path)}{named})"
+
+
+def parquet(paths: Iterable[str]) -> str:
+    """The SQL that reads Parquet files with the same columns."""
+    return f"read_parquet([{', '.join(map(literal, paths))}], hive_partitioning = false)"
 
 
 def literal(value: Any) -> str:

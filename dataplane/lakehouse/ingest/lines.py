@@ -5,7 +5,9 @@ number; the others are copied to a file that can be read at once.  What this mod
 columns.
 """
 
+import codecs
 import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from lakehouse.ingest.formats import JSON_OBJECT_BYTES_MAX, Compression, Shape
 from lakehouse.ingest.job import File
 
+CHUNK_BYTES = 1 << 20
 CHUNK_LINES = 4_096
 """Lines that are tried together; a bad one costs reading at most so many again."""
 TEXT_CHARACTERS_MAX = 10_000
@@ -46,8 +49,30 @@ _LINE = re.compile(r"in (?:line|record/value) (\d+)")
 
 
 def decoded(text: str) -> Any:
-    """A JSON value; one with an integer beyond 64 bits too."""
-    return msgspec.json.decode(text)
+    """A JSON value; one with an integer beyond 64 bits too.  NaN and infinities, which DuckDB writes, are null."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return json.loads(text, parse_constant=lambda _: None)
+
+
+def numbers_at(file: IO[bytes], places: Sequence[int]) -> list[int]:
+    """The line, from 1, that each of these bytes (ascending, from 0) is on; a line ends with `\\n`, or with `\\r`
+    where the file has no other."""
+    found: list[int] = []
+    number, start = 1, 0
+    end = b""
+    while len(found) < len(places) and (chunk := file.read(CHUNK_BYTES)):
+        end = end or next((mark for mark in (b"\n", b"\r") if mark in chunk), b"")
+        at = 0
+        while len(found) < len(places) and places[len(found)] < start + len(chunk):
+            to = places[len(found)] - start + 1  # DuckDB begins a line after a `\r\n` at its second byte
+            number += chunk.count(end or b"\n", at, to)
+            at = to
+            found.append(number)
+        number += chunk.count(end or b"\n", at)
+        start += len(chunk)
+    return found + [number] * (len(places) - len(found))
 
 
 def problem(line: bytes) -> str | None:
@@ -64,6 +89,8 @@ def numbered(file: IO[bytes]) -> Iterator[Line]:
     number = 0
     while line := file.readline(JSON_OBJECT_BYTES_MAX):
         number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         while not line.endswith(b"\n") and (rest := file.readline(JSON_OBJECT_BYTES_MAX)):
             line = line[:TEXT_CHARACTERS_MAX]
             if rest.endswith(b"\n"):

@@ -289,16 +289,30 @@ class _Ingest:
     @contextlib.asynccontextmanager
     async def _at_hand(self, found: Found) -> AsyncIterator[File]:
         """The source as a local file; one in a bucket is fetched, and kept while there is room."""
-        path = found.path or self._downloaded.pop(found.uri, None) or await self._download(found)
+        path = self._downloaded.pop(found.uri, None) or await self._brought(found)
         options = checked_options(found.source.options)
         yield File(found.uri, str(path), found.source.content_type, found.source.format, options)
         await self._runtime.run_io(sources.check_unchanged, found)
-        if found.path is None:
+        if found.path is not None:
+            await self._runtime.run_io(path.unlink)
+        else:
             kept = sum(each.stat().st_size for each in self._downloaded.values())
             if found.uri not in self._inferred or kept + found.size > KEPT_BYTES_MAX:
                 await self._runtime.run_io(path.unlink)
             else:
                 self._downloaded[found.uri] = path
+
+    async def _brought(self, found: Found) -> Path:
+        """The source under a name in scratch; of a local file a link.
+
+        DuckDB takes `*` and `[` in a path for a pattern and `year=2020` for a column; and what has to lie beside the
+        file, such as one without its compression, does not belong in its folder.
+        """
+        if found.path is None:
+            return await self._download(found)
+        path = self._new_path("source")
+        await self._runtime.run_io(path.symlink_to, found.path)
+        return path
 
     async def _download(self, found: Found) -> Path:
         assert found.bucket is not None

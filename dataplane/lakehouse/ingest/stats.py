@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from lakehouse.core.schema import Decimal, ListOf, Scalar, Schema, parsed
-from lakehouse.ingest.formats import identifier, literal
+from lakehouse.ingest.formats import identifier, parquet
 
 Stats = dict[str, dict[str, Any]]
 
@@ -78,9 +78,8 @@ def _add_distinct(
     if not names:
         return
     counted = ", ".join(f"approx_count_distinct({identifier(name)})" for name in names)
-    listed = ", ".join(map(literal, paths))
     row = connection.execute(
-        f"SELECT {counted} FROM (SELECT * FROM read_parquet([{listed}]) LIMIT {DISTINCT_ROWS_MAX})"
+        f"SELECT {counted} FROM (SELECT * FROM {parquet(paths)} LIMIT {DISTINCT_ROWS_MAX})"
     ).fetchone()
     assert row is not None
     sampled = min(rows, DISTINCT_ROWS_MAX)
@@ -101,8 +100,7 @@ def _add_lengths(
         f"count(*) - count({c}), min(len({c})), max(len({c})), coalesce(sum(len({c}) - list_count({c})), 0)::BIGINT"
         for c in map(identifier, names)
     )
-    listed = ", ".join(map(literal, paths))
-    row = connection.execute(f"SELECT {asked} FROM read_parquet([{listed}])").fetchone()
+    row = connection.execute(f"SELECT {asked} FROM {parquet(paths)}").fetchone()
     assert row is not None
     for at, name in enumerate(names):
         nulls, least, most, null_elements = row[4 * at : 4 * at + 4]

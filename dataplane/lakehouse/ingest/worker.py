@@ -27,9 +27,9 @@ NICE = 10
 """Searches and queries of the same machine come first."""
 ADVANCE_S = 0.2
 """Between two words on how far a task is."""
-ADDRESS_SHARE, ADDRESS_BYTES = 3, 2 << 30
-"""Address space beyond the start: of the memory DuckDB may count thrice, and 2 GiB for stacks and arenas of threads,
-most of which is never touched."""
+ADDRESS_SHARE, ADDRESS_BYTES, THREAD_BYTES = 3, 2 << 30, 128 << 20
+"""Address space beyond the start: thrice the memory that DuckDB may count, 2 GiB for libraries, and for each thread a
+stack and an arena of memory, most of which is never touched."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the parent; no session, between which Linux would share the CPU evenly
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    _bound_memory(given.memory_bytes)
+    _bound_memory(given.memory_bytes, given.threads)
     converter = Converter(Limits(given.memory_bytes, given.threads, given.spill))
     out = _Out()
     out.write(Advance(0.0))  # ready
@@ -106,11 +106,11 @@ def _tasks() -> Iterator[Task]:
         yield waiting.get()
 
 
-def _bound_memory(memory_bytes: int) -> None:
+def _bound_memory(memory_bytes: int, threads: int) -> None:
     """DuckDB counts its buffers, not every text that a transform makes; what it does not count ends here."""
     if sys.platform == "linux":
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = mapped + ADDRESS_SHARE * memory_bytes + ADDRESS_BYTES
+        most = mapped + ADDRESS_SHARE * memory_bytes + ADDRESS_BYTES + threads * THREAD_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 

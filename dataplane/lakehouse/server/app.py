@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.server import openapi, problem
-from lakehouse.server.auth import Guard
+from lakehouse.server.auth import ANYBODY, Caller, Guard
 from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
 from lakehouse.server.catalog_api import CatalogApi
 from lakehouse.server.declared import Controller, ControllerFactory, Declared, Parts, WriteGate
@@ -47,14 +47,15 @@ from lakehouse.server.sql_api import BODY_BYTES_MAX as SQL_BODY_BYTES_MAX
 from lakehouse.server.sql_api import SqlApi
 from lakehouse.server.storage_api import StorageApi
 from lakehouse.server.vectors_api import VectorsApi
-from lakehouse.settings import PROXIED_ROLES, Right, Role, Settings
+from lakehouse.settings import PROXIED_ROLES, Role, Settings
 from lakehouse.sql.service import SqlService
+from lakehouse.sql.vectors import VectorSearch
 from lakehouse.store.base import ObjectStore
 from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
 from lakehouse.store.s3 import S3Settings
 from lakehouse.store.wrappers import MeteredStore
-from lakehouse.vector_sql import DatasetFilters, Filters, IndexVectorSearch, as_metadata
+from lakehouse.vector_sql import DatasetFilters, Filters, HttpVectorSearch, IndexVectorSearch, as_metadata
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("lakehouse.access")
@@ -85,6 +86,7 @@ class App:
         self.sql: SqlService | None = None
         self.controller: Controller | None = None
         self._filters: Filters = as_metadata
+        self._remote: HttpVectorSearch | None = None
         self._new_controller = controller
         self._store = store
         self._scratch: Path | None = None
@@ -133,6 +135,8 @@ class App:
             await asyncio.gather(self._loading, return_exceptions=True)
         if self.sql is not None:
             await self.sql.close()
+        if self._remote is not None:
+            await self._remote.close()
         if self._gateway is not None:
             await self._gateway.close()
         if self.indexes is not None:
@@ -176,7 +180,14 @@ class App:
         settings, roles, store = self.settings, self.settings.roles, self._store
         apis: dict[str, object] = {
             "health": HealthApi(
-                roles, store, self.runtime, self.metrics, self._is_loading, self._unloaded, openapi.document
+                roles,
+                store,
+                self.runtime,
+                self.metrics,
+                self._is_loading,
+                self._unloaded,
+                self._sql_checks,
+                openapi.document,
             )
         }
         apis["resources"] = NoResourcesApi()
@@ -186,10 +197,14 @@ class App:
             apis["storage"] = StorageApi(store, self.runtime, settings.storage_body_bytes_max, self._scratch)
         if Role.CATALOG in roles:
             self.catalog = Catalog(store, self.runtime)
-            apis["catalog"] = CatalogApi(self.catalog, store, self.runtime, self._scratch)
+            apis["catalog"] = CatalogApi(
+                self.catalog, store, self.runtime, self._scratch, self._declares_dataset
+            )
         if Role.INGEST in roles:
             ingested = self.catalog or Catalog(store, self.runtime)
-            apis["ingest"] = IngestApi(ingested, store, self.runtime, settings, self._scratch)
+            apis["ingest"] = IngestApi(
+                ingested, store, self.runtime, settings, self._scratch, self._declares_dataset
+            )
         if Role.VECTORS in roles:
             self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=self._scratch))
             gate = WriteGate()
@@ -210,17 +225,33 @@ class App:
 
     def _make_sql(self, store: ObjectStore) -> SqlService:
         assert self._scratch is not None
-        vectors = None if self.indexes is None else IndexVectorSearch(self.indexes, self._filtered)
         catalog = self.catalog or Catalog(store, self.runtime)
-        self.sql = SqlService(catalog, store, self.runtime, self.settings, self._scratch, vectors)
+        self.sql = SqlService(
+            catalog, store, self.runtime, self.settings, self._scratch, self._vector_search()
+        )
         self._filters = DatasetFilters(catalog, self.sql)
         return self.sql
+
+    def _vector_search(self) -> VectorSearch | None:
+        """The indexes of this process, or those behind the vectors role's address."""
+        settings = self.settings
+        if self.indexes is not None:
+            return IndexVectorSearch(self.indexes, self._filtered)
+        if settings.vectors_url is None:
+            return None
+        self._remote = HttpVectorSearch(
+            settings.vectors_url, settings.proxy_connect_s, settings.proxy_timeout_s
+        )
+        return self._remote
 
     async def _filtered(self, collection: Collection, text: str) -> str | Predicate:
         return await self._filters(collection, text)
 
     def _declared(self, index: str) -> Declared | None:
         return None if self.controller is None else self.controller.declared(index)
+
+    def _declares_dataset(self, dataset: str) -> str | None:
+        return None if self.controller is None else self.controller.declares_dataset(dataset)
 
     def _make_controller(self, store: ObjectStore, gate: WriteGate) -> None:
         if self._new_controller is None or self.indexes is None or self.catalog is None:
@@ -238,12 +269,15 @@ class App:
         failed = self._loading.result() if self._loading is not None and self._loading.done() else []
         return f"could not be opened: {', '.join(failed)}" if failed else ""
 
+    def _sql_checks(self) -> Mapping[str, str]:
+        return {} if self.sql is None else self.sql.checks()
+
     def _join(self, apis: dict[str, object]) -> None:
         self._tree = route_tree(self._paths())
         for route in ROUTES:
             api, _, method = route.name.partition(".")
             if api in apis:
-                self._handlers[route.name] = getattr(apis[api], method, _not_available)
+                self._handlers[route.name] = getattr(apis[api], method)
             elif route.role is not None and self._gateway is not None:
                 self._handlers[route.name] = partial(self._gateway.forward, route.role)
 
@@ -275,7 +309,7 @@ class App:
         try:
             route, response = self._routed(request)
             if route is not None:
-                request.right = self._allowed(route, headers)
+                request.caller = self._allowed(route, headers)
                 response = await self._handled(self._handlers[route.name], request)
         except ClientGoneError:
             return
@@ -333,9 +367,9 @@ class App:
             )
         return route, _NOTHING
 
-    def _allowed(self, route: Route, headers: dict[bytes, bytes]) -> Right:
+    def _allowed(self, route: Route, headers: dict[bytes, bytes]) -> Caller:
         if route.right is None:
-            return Right.READ
+            return ANYBODY
         return self._guard.check(headers.get(b"authorization"), route.right)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -369,10 +403,6 @@ def create_app(
     `controller` makes what keeps declared resources; without it their routes say that nobody does.
     """
     return App(settings, runtime, store, controller)
-
-
-async def _not_available(request: Request) -> Response:
-    return problem.response(501, "not available in this version", request.request_id)
 
 
 async def _load(indexes: Indexes, runtime: Runtime) -> list[str]:

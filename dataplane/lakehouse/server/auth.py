@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lakehouse.core.errors import Denied
 from lakehouse.runtime import Runtime, SystemRuntime
@@ -31,6 +32,21 @@ def hash_key(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what they may do."""
+
+    right: Right
+    name: str = ""
+    """The key's name in the settings; empty where no key was asked for."""
+
+
+OWNER = Caller(Right.ADMIN)
+"""Every caller of a server without keys."""
+ANYBODY = Caller(Right.READ)
+"""A caller of a route that is open to everyone."""
+
+
 class KeyRefused(Denied):
     """The caller's key is missing or too weak; a plain `Denied` is the store refusing this server's
     credentials."""
@@ -40,36 +56,36 @@ class Guard:
     """Checks a request's key against the right its route needs."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
-        self._keys = tuple((bytes.fromhex(key.sha256), key.right) for key in keys)
+        self._keys = tuple((bytes.fromhex(key.sha256), Caller(key.right, key.name)) for key in keys)
 
     @property
     def open(self) -> bool:
         """Whether there are no keys, so that every caller is an admin."""
         return not self._keys
 
-    def check(self, authorization: bytes | None, needed: Right) -> Right:
-        """The caller's right.  Raises `KeyRefused`."""
+    def check(self, authorization: bytes | None, needed: Right) -> Caller:
+        """The caller.  Raises `KeyRefused`."""
         if not self._keys:
-            return Right.ADMIN
-        right = self._right_of(authorization)
-        if right is None:
+            return OWNER
+        caller = self._caller(authorization)
+        if caller is None:
             raise KeyRefused("send a valid key as `Authorization: Bearer <key>`", authenticated=False)
-        return require(right, needed)
+        require(caller.right, needed)
+        return caller
 
-    def _right_of(self, authorization: bytes | None) -> Right | None:
+    def _caller(self, authorization: bytes | None) -> Caller | None:
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             return None
         presented = hashlib.sha256(key.strip()).digest()
         found = None
-        for stored, right in self._keys:
+        for stored, caller in self._keys:
             if hmac.compare_digest(stored, presented):
-                found = right
+                found = caller
         return found
 
 
-def require(right: Right, needed: Right) -> Right:
-    """`right` if it allows what needs `needed`.  Raises `KeyRefused`."""
+def require(right: Right, needed: Right) -> None:
+    """Raises `KeyRefused` unless `right` allows what needs `needed`."""
     if not right.allows(needed):
         raise KeyRefused(f"this needs a key with the {needed} right. right=`{right}`", authenticated=True)
-    return right

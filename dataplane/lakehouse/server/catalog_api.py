@@ -6,7 +6,7 @@ What they do not do: look at the objects a manifest names.
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -17,6 +17,7 @@ from lakehouse.core.manifest import Manifest, checked_registration, parse_refere
 from lakehouse.ingest import Reject, read_rejects
 from lakehouse.runtime import Runtime
 from lakehouse.server import json_body
+from lakehouse.server.declared import check_dataset_not_declared, no_resource
 from lakehouse.server.http import Request, Response, media_types, whole_json_response
 from lakehouse.server.json_body import Decoder, RegisterBody
 from lakehouse.store.base import ObjectStore
@@ -36,11 +37,20 @@ decode_register = Decoder(RegisterBody)
 class CatalogApi:
     """Handlers named as the routes are."""
 
-    def __init__(self, catalog: Catalog, store: ObjectStore, runtime: Runtime, scratch: Path | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        runtime: Runtime,
+        scratch: Path | None,
+        declares: Callable[[str], str | None] = no_resource,
+    ) -> None:
+        """`declares` tells the resource that declares a dataset."""
         self._catalog = catalog
         self._store = store
         self._runtime = runtime
         self._scratch = scratch
+        self._declares = declares
 
     async def register(self, request: Request) -> Response:
         """Register a dataset's objects under the fingerprint of their schema."""
@@ -51,6 +61,7 @@ class CatalogApi:
         registration = checked_registration(
             asked.name, asked.schema_fingerprint, tuple(asked.objects or ()), asked.row_count
         )
+        check_dataset_not_declared(self._declares(asked.name), asked.name)
         done = await self._catalog.register(registration)
         return whole_json_response({"manifest": done.manifest.to_json(), "existing": done.existing})
 
@@ -94,7 +105,9 @@ class CatalogApi:
 
     async def drop(self, request: Request) -> Response:
         """Delete a dataset with all its versions."""
-        await self._catalog.drop(request.params["dataset"])
+        name = request.params["dataset"]
+        check_dataset_not_declared(self._declares(name), name)
+        await self._catalog.drop(name)
         return Response(204)
 
     async def list(self, request: Request) -> Response:

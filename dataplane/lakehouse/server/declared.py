@@ -1,4 +1,4 @@
-"""What the routes ask of whoever keeps declared resources: which index is whose, and what was applied.
+"""What the routes ask of whoever keeps declared resources: what is whose, and what was applied.
 
 A plain server has nobody of that kind; `lakehouse up` passes one in.  What this module does not do: converge
 anything; `lakehouse.embedded` does.
@@ -63,6 +63,10 @@ class Controller(Protocol):
 
     def declared(self, index: str) -> Declared | None:
         """The resource that declares an index; never waits."""
+        ...
+
+    def declares_dataset(self, dataset: str) -> str | None:
+        """The resource that declares a dataset, as `Dataset/<name>`; never waits."""
         ...
 
     async def items(self, kind: str | None) -> Sequence[Mapping[str, Any]]:
@@ -150,6 +154,19 @@ ControllerFactory = Callable[[Parts], Controller]
 def nobody(index: str) -> Declared | None:
     """Of a server that keeps no resources: nothing is declared."""
     return None
+
+
+def no_resource(dataset: str) -> str | None:
+    """Of a server that keeps no resources: no dataset is declared."""
+    return None
+
+
+def check_dataset_not_declared(resource: str | None, dataset: str) -> None:
+    """What a declared dataset holds is its resource's.  Raises `Conflict`."""
+    if resource is not None:
+        raise Conflict(
+            f"the dataset is declared by {resource}: change, apply or delete that resource. dataset=`{dataset}`"
+        )
 
 
 def check_not_declared(declared: Declared | None, index: str) -> None:

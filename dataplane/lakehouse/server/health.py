@@ -35,6 +35,7 @@ class HealthApi:
         metrics: Metrics,
         loading: Callable[[], bool],
         unloaded: Callable[[], str],
+        sql: Callable[[], Mapping[str, str]],
         openapi: Callable[[], Mapping[str, object]],
     ) -> None:
         self._roles = roles
@@ -43,6 +44,7 @@ class HealthApi:
         self._metrics = metrics
         self._loading = loading
         self._unloaded = unloaded
+        self._sql = sql
         self._openapi = openapi
         self._probed_at = 0.0
         self._store_says = ""
@@ -57,14 +59,16 @@ class HealthApi:
         return json_response({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether every index was loaded; and, for people, whether the store answers.
+        """Whether every index was loaded; and, for people, whether the store answers and SQL runs.
 
         A store that is away makes nobody unready: reads go on, and taking every process out would end them.
+        Neither does SQL that is off: searches need nothing of it.
         """
         loading = self._loading()
         checks = {"indexes": "loading" if loading else self._unloaded() or "ok"}
         if self._store is not None:
             checks["store"] = await self._probe(self._store)
+        checks |= self._sql()
         body = {"status": "not ready" if loading else "ok", "checks": checks}
         return json_response(body, 503 if loading else 200)
 

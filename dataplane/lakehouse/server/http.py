@@ -14,7 +14,7 @@ import msgspec
 import orjson
 
 from lakehouse.core.errors import Busy, Invalid, TooLarge
-from lakehouse.settings import Right
+from lakehouse.server.auth import ANYBODY
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,10 +64,10 @@ class Request:
         "_held",
         "_receive",
         "_whole",
+        "caller",
         "headers",
         "params",
         "request_id",
-        "right",
         "scope",
     )
 
@@ -83,7 +83,7 @@ class Request:
         self.headers = headers
         self.request_id = request_id
         self.params: dict[str, str] = {}
-        self.right = Right.READ
+        self.caller = ANYBODY
         self._receive = receive
         self._budget = budget
         self._held = 0

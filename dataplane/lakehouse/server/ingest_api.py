@@ -1,8 +1,8 @@
-"""The ingest routes: a file comes in as a body, goes through scratch, and becomes a version of a dataset.
+"""The ingest routes: files come in as a body, go through scratch, and become a version of a dataset.
 
-The body is one file, raw or as the field `file` of a form; how to read it is in the query string or in other
-fields of the form.  A body that was taken before makes no new version, so repeating a request is harmless.  What
-this module does not do: read files that lie elsewhere; a Dataset does.
+The body is one file, or a form with one or more of them as fields `file`; how to read them is in the query string or
+in other fields of the form.  Files that were taken before make no new version, so repeating a request is harmless.
+What this module does not do: read files that lie elsewhere; a Dataset does.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from lakehouse import ingest
 from lakehouse.catalog import Catalog
-from lakehouse.core.errors import Busy, Invalid, TooLarge
+from lakehouse.core.errors import Busy, Invalid, Outcome, TooLarge, Unavailable
 from lakehouse.core.schema import SchemaPolicy
 from lakehouse.ingest import Format, IngestResult, IngestSpec, Mode, Progress, Source, Step
 from lakehouse.ingest.formats import OPTIONS
 from lakehouse.ingest.sources import UPLOAD
 from lakehouse.runtime import Runtime
+from lakehouse.server.declared import check_dataset_not_declared, no_resource
 from lakehouse.server.http import Request, Response, whole_json_response
 from lakehouse.server.storage_api import spool_failed
 from lakehouse.settings import Settings
@@ -39,8 +40,10 @@ RUNNING_MAX = 16
 INGEST_S_MAX = 3_600.0
 """An uploaded file is converted within this time or not at all: a transform may have no end."""
 WRITE_BYTES = 1 << 20
+FILES_MAX = 1_000
+"""Files in one form; a Dataset reads more from where they lie."""
 FIELD_BYTES_MAX = 1 << 20
-"""Form fields that are not the file, together; a transform is the longest."""
+"""Form fields that are no files, together; a transform is the longest."""
 FILENAME_CHARACTERS_MAX = 200
 PARAMETERS = frozenset(
     (
@@ -81,37 +84,98 @@ class Running:
 
 
 @dataclass
-class Body:
-    """What a request brought: a file in scratch, and what its form said besides."""
+class Spooled:
+    """One file that a request brought, on its way into scratch."""
 
-    path: Path
-    file: Any
-    size: int = 0
     filename: str = ""
     content_type: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    """None until the first write."""
+    size: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     waiting: bytearray = field(default_factory=bytearray)
+    _file: Any = None
 
-    def write(self) -> None:
+    def write(self, scratch: Path | None) -> None:
         """Put what waits into the file.  Blocks on the disk."""
+        if self._file is None:
+            descriptor, name = tempfile.mkstemp(".upload", "ingest-", scratch)
+            self.path, self._file = Path(name), os.fdopen(descriptor, "wb")
         self.digest.update(self.waiting)
-        self.file.write(self.waiting)
+        self._file.write(self.waiting)
         self.size += len(self.waiting)
         self.waiting.clear()
+
+    def close(self) -> None:
+        """No more comes.  Blocks on the disk."""
+        if self._file is not None:
+            self._file.close()
+
+    def remove(self) -> None:
+        """Blocks on the disk."""
+        with contextlib.suppress(OSError):
+            self.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Body:
+    """What a request brought: files in scratch, and what its form said besides."""
+
+    scratch: Path | None
+    files: list[Spooled] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+    _whole: int = 0
+    """Files at the front of the list that are written and closed."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(len(each.waiting) for each in self.files[self._whole :])
+
+    @property
+    def size(self) -> int:
+        return sum(each.size for each in self.files)
+
+    def write(self) -> None:
+        """Put what waits into the files, and close all that are followed by another.  Blocks on the disk."""
+        for each in self.files[self._whole :]:
+            each.write(self.scratch)
+        for each in self.files[self._whole : -1]:
+            each.close()
+        self._whole = max(0, len(self.files) - 1)
+
+    def end(self) -> None:
+        """Write the rest and close everything.  Blocks on the disk."""
+        self.write()
+        for each in self.files[self._whole :]:
+            each.close()
+
+    def remove(self) -> None:
+        """Blocks on the disk."""
+        for each in self.files:
+            each.remove()
 
 
 class IngestApi:
     """Handlers named as the routes are."""
 
     def __init__(
-        self, catalog: Catalog, store: ObjectStore, runtime: Runtime, settings: Settings, scratch: Path | None
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        runtime: Runtime,
+        settings: Settings,
+        scratch: Path | None,
+        declares: Callable[[str], str | None] = no_resource,
     ) -> None:
+        """`declares` tells the resource that declares a dataset."""
         self._catalog = catalog
         self._store = store
         self._runtime = runtime
         self._settings = settings
         self._scratch = scratch
+        self._declares = declares
         self._running: dict[str, Running] = {}
         self._numbers = itertools.count(1)
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -119,14 +183,37 @@ class IngestApi:
     async def ingest(self, request: Request) -> Response:
         """Make the body a version of a dataset."""
         asked = request.query()
+        self._check_name(asked.get("name", ""))  # before everything is sent
         with self._noted(asked.get("name", "")) as running:
             async with self._received(request, running) as body:
                 asked = {**body.fields, **asked}
                 spec = spec_of(asked, body)
+                self._check_name(spec.name)
                 running.name = spec.name
                 running.step = "waiting"
-                async with self._places:
-                    return whole_json_response(answer(await self._run(spec, running)))
+                result = await self._while_there(request, self._in_turn(spec, running))
+                return whole_json_response(answer(result))
+
+    async def _while_there(self, request: Request, work: Coroutine[Any, Any, IngestResult]) -> IngestResult:
+        """What `work` gives; when the client hangs up it ends, so that nobody waits behind what nobody wants."""
+        task = self._runtime.spawn(work, name="ingest")
+        gone = self._runtime.spawn(request.hung_up(), name="watch ingest")
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Unavailable("the client hung up during the ingest", outcome=Outcome.UNKNOWN)
+            return task.result()
+        finally:
+            task.cancel()
+            gone.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    async def _in_turn(self, spec: IngestSpec, running: Running) -> IngestResult:
+        async with self._places:
+            return await self._run(spec, running)
+
+    def _check_name(self, name: str) -> None:
+        check_dataset_not_declared(self._declares(name), name)
 
     async def running(self, request: Request) -> Response:
         """Every ingest under way in this process, the oldest first."""
@@ -168,37 +255,38 @@ class IngestApi:
     @contextlib.asynccontextmanager
     async def _received(self, request: Request, running: Running) -> AsyncIterator[Body]:
         """The body in scratch for as long as this lasts.  Raises `Invalid`, `TooLarge`, `StorageFull`."""
-        run = self._runtime.run_io
+        body = Body(self._scratch)
         try:
-            descriptor, name = await run(tempfile.mkstemp, ".upload", "ingest-", self._scratch)
-            body = Body(Path(name), os.fdopen(descriptor, "wb"))
             try:
                 await self._receive(request, body, running)
             except OSError as error:
                 raise spool_failed(error) from error
-            finally:
-                await run(body.file.close)
-            if body.size == 0 and not body.filename:
-                raise Invalid("the body is empty: send a file as the body or as the form field `file`")
             yield body
         finally:
-            with contextlib.suppress(FileNotFoundError, UnboundLocalError):
-                await run(os.unlink, name)
+            await self._runtime.run_io(body.remove)
 
     async def _receive(self, request: Request, body: Body, running: Running) -> None:
-        take = _form(request, body) if request.media_type == b"multipart/form-data" else body.waiting.extend
-        if request.media_type != b"multipart/form-data":
-            body.content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+        form = _form(request, body) if request.media_type == b"multipart/form-data" else None
+        take = form or _raw(request, body)
         announced = request.check_body(self._settings.ingest_body_bytes_max)
         running.progress = Progress(Step.RESOLVING, 0, announced or 0)
         async for chunk in request.stream(self._settings.ingest_body_bytes_max):
             take(chunk)
-            if len(body.waiting) >= WRITE_BYTES:
+            if body.waiting_bytes >= WRITE_BYTES:
                 await self._runtime.run_io(body.write)
                 running.progress = Progress(Step.RESOLVING, body.size, announced or 0)
-        if isinstance(take, _Form):
-            take.finish()
-        await self._runtime.run_io(body.write)
+        if form is not None:
+            form.finish()
+        await self._runtime.run_io(body.end)
+        if form is None and body.size == 0:
+            raise Invalid("the body is empty: send a file as the body, or files as form fields `file`")
+
+
+def _raw(request: Request, body: Body) -> Callable[[bytes], None]:
+    """The body is the file."""
+    content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+    body.files.append(Spooled(content_type=content_type))
+    return body.files[0].waiting.extend
 
 
 def _form(request: Request, body: Body) -> "_Form":
@@ -209,7 +297,7 @@ def _form(request: Request, body: Body) -> "_Form":
 
 
 class _Form:
-    """Takes a form apart as it arrives: the field `file` goes to the body's file, the others are parameters."""
+    """Takes a form apart as it arrives: each field `file` is a file of the body, the others are parameters."""
 
     def __init__(self, boundary: bytes, body: Body) -> None:
         self._body = body
@@ -217,7 +305,6 @@ class _Form:
         self._headers: dict[bytes, bytes] = {}
         self._into = bytearray()
         self._name = ""
-        self._has_file = False
         self._is_whole = False
         self._fields_size = 0
         self._parser = MultipartParser(
@@ -241,10 +328,10 @@ class _Form:
             raise Invalid(f"the form cannot be read: {error}") from error
 
     def finish(self) -> None:
-        """Raises `Invalid` when the form is cut off or has no file."""
+        """Raises `Invalid` when the form is cut off or has no files."""
         if not self._is_whole:
             raise Invalid("the form is cut off before its end")
-        if not self._has_file:
+        if not self._body.files:
             raise Invalid("the form has no field `file`")
 
     def _end(self) -> None:
@@ -262,18 +349,18 @@ class _Form:
         if self._name != "file":
             self._into = bytearray()
             return
-        if self._has_file:
-            raise Invalid("the form has more than one field `file`: send one file")
-        self._has_file = True
-        self._into = self._body.waiting
-        self._body.filename = options.get(b"filename", b"").decode("utf-8", "replace") or "file"
-        self._body.content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+        if len(self._body.files) >= FILES_MAX:
+            raise TooLarge(f"the form has over {FILES_MAX} files: declare a Dataset that reads them")
+        filename = options.get(b"filename", b"").decode("utf-8", "replace") or "file"
+        file = Spooled(filename, self._headers.get(b"content-type", b"").decode("latin-1"))
+        self._body.files.append(file)
+        self._into = file.waiting
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name != "file":
             self._fields_size += end - start
             if self._fields_size > FIELD_BYTES_MAX:
-                raise TooLarge(f"the form's fields besides the file are over {FIELD_BYTES_MAX} bytes")
+                raise TooLarge(f"the form's fields besides the files are over {FIELD_BYTES_MAX} bytes")
         self._into += data[start:end]
 
     def _part_end(self) -> None:
@@ -293,24 +380,30 @@ def spec_of(asked: Mapping[str, str], body: Body) -> IngestSpec:
     if unknown:
         known = ", ".join(sorted(PARAMETERS | OPTIONS))
         raise Invalid(f"no such parameter; there are {known}. parameter=`{unknown[0]}`")
-    digest = body.digest.hexdigest()
-    source = Source(
-        f"{UPLOAD}{digest[:12]}/{_filename(asked.get('filename') or body.filename)}",
-        Format(_one_of("format", asked["format"], Format)) if asked.get("format") else None,
-        {name: asked[name] for name in sorted(OPTIONS & set(asked))},
-        body.path,
-        digest,
-        body.content_type,
-    )
+    if len(body.files) > 1 and asked.get("filename"):
+        raise Invalid("filename is of one file, and the form has several, each with its own")
     return IngestSpec(
         asked.get("name", ""),
-        (source,),
+        tuple(_source(asked, each) for each in body.files),
         asked.get("transform") or None,
         SchemaPolicy(_one_of("schema_policy", asked.get("schema_policy") or "Strict", SchemaPolicy)),
         asked.get("fingerprint") or None,
         Mode(_one_of("mode", asked.get("mode") or "replace", Mode)),
         dry_run=_flag("dry_run", asked.get("dry_run", "false")),
         max_rejects=_whole("max_rejects", asked.get("max_rejects")),
+    )
+
+
+def _source(asked: Mapping[str, str], file: Spooled) -> Source:
+    """A file that came, named by its digest: the same bytes under the same name are the same source."""
+    digest = file.digest.hexdigest()
+    return Source(
+        f"{UPLOAD}{digest[:12]}/{_filename(asked.get('filename') or file.filename)}",
+        Format(_one_of("format", asked["format"], Format)) if asked.get("format") else None,
+        {name: asked[name] for name in sorted(OPTIONS & set(asked))},
+        file.path,
+        digest,
+        file.content_type,
     )
 
 

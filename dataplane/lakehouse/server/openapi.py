@@ -24,6 +24,7 @@ from lakehouse.core.types import (
 )
 from lakehouse.ingest.formats import Format
 from lakehouse.server.catalog_api import REJECTS_DEFAULT, REJECTS_MAX
+from lakehouse.server.ingest_api import FILES_MAX
 from lakehouse.server.routes import ROUTES, VERSION_PREFIX, Route
 from lakehouse.server.sql_api import WAIT_S_MAX
 from lakehouse.server.vectors_api import (
@@ -35,6 +36,7 @@ from lakehouse.server.vectors_api import (
 )
 from lakehouse.sql import formats
 from lakehouse.sql.execution import State
+from lakehouse.sql.service import TIMEOUT_S_MIN
 from lakehouse.sql.statement import SQL_BYTES_MAX
 
 Schema = dict[str, Any]
@@ -96,6 +98,10 @@ INCLUDE: Schema = _array(
     description="What comes back beside id and distance; metadata by default.",
 )
 
+CHANGE = _object(
+    "change column old new", change=STRING, column=STRING, old=_or_null(STRING), new=_or_null(STRING)
+)
+
 SCHEMAS: dict[str, Schema] = {
     "Problem": _object(
         "title status detail request_id",
@@ -109,6 +115,10 @@ SCHEMAS: dict[str, Schema] = {
             "all.",
         },
         kind=STRING,
+        line=_whole(1, description="Of a SQL statement, where it is wrong; `column` counts characters."),
+        column=_whole(1),
+        changes=_array(CHANGE, description="Of a schema that does not fit: what differs."),
+        problems=_array(_object("path message", path=STRING, message=STRING)),
     ),
     "Vector": {
         "description": "A list of numbers, or base64 of float32 little-endian.",
@@ -186,9 +196,7 @@ SCHEMAS: dict[str, Schema] = {
         existing={"type": "boolean"},
         published={"type": "boolean", "description": "False: nothing changed, or a dry run."},
         rejects=_object("count rows", count=COUNT, rows=_array(_ref("Reject"))),
-        changes=_array(
-            _object("change column", change=STRING, column=STRING, old=_or_null(STRING), new=_or_null(STRING))
-        ),
+        changes=_array(CHANGE),
         sample=_array(_object()),
     ),
     "Resource": _object(
@@ -348,7 +356,7 @@ OPERATIONS: dict[str, Operation] = {
         "Liveness; never depends on the store", answers={200: _json(_object("status", status=STRING))}
     ),
     "health.readyz": Operation(
-        "Readiness: loading at start has ended; `checks` tells of indexes not opened and of the store",
+        "Readiness: loading at start has ended; `checks` tells of indexes not opened, the store and SQL",
         answers={
             200: _json(_object("status checks", status=STRING, checks=_object())),
             503: _json(_object("status checks", status=STRING, checks=_object())),
@@ -437,21 +445,23 @@ OPERATIONS: dict[str, Operation] = {
         answers={200: _json(_object("manifests count", manifests=_array(_ref("Manifest")), count=COUNT))},
     ),
     "ingest.ingest": Operation(
-        "Make a file a version of a dataset",
+        "Make files a version of a dataset",
         request={
             BINARY: BYTES,
             "text/csv": BYTES,
             NDJSON: BYTES,
             JSON: ANY,
             "application/vnd.apache.parquet": BYTES,
-            "multipart/form-data": _object("file", file=BYTES),
+            "multipart/form-data": _object(
+                "file", file=_array(BYTES, minItems=1, description=f"At most {FILES_MAX:,}.")
+            ),
         },
         query=INGEST_QUERY,
         answers={200: _json(_ref("Ingested"))},
         body_required=False,
         description="CSV, TSV, JSON, NDJSON or Parquet, also in gzip or zstd.  The same bytes again make no new "
-        "version.  A schema that does not fit is 409 and tells the difference.  Parameters may be fields of the "
-        "form, too.",
+        "version.  A schema that does not fit is 409 and tells the difference.  A form may hold several files, which "
+        "become one version together; parameters may be fields of the form, too.",
     ),
     "ingest.running": Operation(
         "Every ingest under way in this process",
@@ -486,7 +496,7 @@ OPERATIONS: dict[str, Operation] = {
                     "description": "A list for `?` and `$1`, or an object for `$name`.",
                     "anyOf": [_array({}), _object(), {"type": "null"}],
                 },
-                timeout_s=_or_null({"type": "number", "exclusiveMinimum": 0}),
+                timeout_s=_or_null({"type": "number", "minimum": TIMEOUT_S_MIN}),
                 row_limit=_or_null(_whole(1)),
                 byte_limit=_or_null(_whole(1)),
                 explain={"type": "boolean", "default": False},
@@ -508,8 +518,10 @@ OPERATIONS: dict[str, Operation] = {
         ),
     ),
     "query.list": Operation(
-        "Queries that run or ended lately, newest first",
+        "The caller's queries that run or ended lately, newest first",
         answers={200: _json(_object("queries", queries=_array(_ref("Query"))))},
+        description="A query belongs to the key that started it: another key gets 404 for it, and an admin key sees "
+        "all.",
     ),
     "query.get": Operation(
         "The kept result of a query, or its status",
@@ -761,7 +773,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 PROBLEM_STATUSES = (400, 401, 403, 404, 409, 413, 415, 429, 500, 503)
-"""Any route may answer any of these; 501 belongs to the routes of later versions."""
+"""Any route may answer any of these."""
 
 
 @cache
@@ -795,7 +807,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "tags": [route.name.partition(".")[0]],
         "parameters": _parameters(route, operation),
-        "responses": _responses(route, operation),
+        "responses": _responses(operation),
         "x-lakehouse-right": route.right,
     }
     if operation.description:
@@ -827,11 +839,11 @@ def _parameter(name: str, where: str, schema: Schema, description: str) -> dict[
     }
 
 
-def _responses(route: Route, operation: Operation) -> dict[str, Any]:
+def _responses(operation: Operation) -> dict[str, Any]:
     problem = {PROBLEM: {"schema": _ref("Problem")}}
-    statuses = PROBLEM_STATUSES if operation.answers else (*PROBLEM_STATUSES, 501)
     responses: dict[str, Any] = {
-        str(status): {"description": HTTPStatus(status).phrase, "content": problem} for status in statuses
+        str(status): {"description": HTTPStatus(status).phrase, "content": problem}
+        for status in PROBLEM_STATUSES
     }
     for status, content in operation.answers.items():
         described = {media: {"schema": schema} for media, schema in content.items()}

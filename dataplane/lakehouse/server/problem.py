@@ -20,6 +20,7 @@ from lakehouse.core.errors import (
     TooLarge,
     Unavailable,
 )
+from lakehouse.core.schema import SchemaConflict
 from lakehouse.server.auth import KeyRefused
 from lakehouse.server.http import PROBLEM, Response, UnsupportedMediaError
 
@@ -54,6 +55,10 @@ def response(
 
 
 def _clean(value: object) -> object:
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(each) for name, each in value.items()}
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -74,6 +79,9 @@ def of_error(error: Exception, request_id: str) -> Response:
         return response(status, error.message, request_id, headers=retry, outcome=error.outcome.value)
     if isinstance(error, Corrupt):
         return response(status, error.message, request_id, kind="corrupt")
+    if isinstance(error, SchemaConflict):
+        changes = [change.to_json() for change in error.changes]
+        return response(status, error.message, request_id, changes=changes)
     headers = _retry_after(error.retry_after_s) if isinstance(error, Busy) else ()
     return response(status, error.message, request_id, headers=headers)
 

@@ -16,12 +16,15 @@ import msgspec
 from lakehouse.core.errors import Invalid, LakehouseError
 from lakehouse.runtime import Runtime
 from lakehouse.server import json_body, problem
+from lakehouse.server.auth import Caller
 from lakehouse.server.http import AnyResponse, Request, Response, StreamedResponse, json_response
 from lakehouse.server.json_body import Decoder
+from lakehouse.settings import Right
 from lakehouse.sql import formats
 from lakehouse.sql.errors import QueryFailed
 from lakehouse.sql.execution import Execution, Query, State
-from lakehouse.sql.service import SqlService
+from lakehouse.sql.service import SqlService, unknown_query
+from lakehouse.vector_sql import CALLER
 
 BODY_BYTES_MAX = 16 << 20
 """A statement of at most 1 MiB, and parameters: a batch of query vectors."""
@@ -29,6 +32,8 @@ HOLD_BYTES = 1 << 20
 """Of a result, before its head is sent."""
 WAIT_S_MAX = 60.0
 """Longest that one request waits for a query's end; a client asks again."""
+LAST_WORDS_S = 0.1
+"""What a worker has to say after the last byte of a result takes a millisecond; ten on a loaded machine."""
 SQL_SHOWN = 2_000
 """Characters of a statement that status answers show."""
 
@@ -71,9 +76,12 @@ class SqlApi:
             return problem.response(
                 406, f"no such form of a result. accept=`{formats.ACCEPTABLE}`", request.request_id
             )
+        CALLER.set(request.headers.get(b"authorization", b"").decode("latin-1"))
         body = await request.body(BODY_BYTES_MAX)
         json_body.check_utf8(body)
         asked: SqlBody = decode_sql(body)
+        if bytes(asked.parameters)[:1] not in (b"", b"[", b"{", b"n"):  # JSON's list, object and null
+            raise Invalid("parameters is a list for ? and $1, or an object for $name")
         query = Query(
             asked.sql,
             bytes(asked.parameters),
@@ -85,17 +93,18 @@ class SqlApi:
         )
         if asked.wait_s is not None:
             return await self._submitted(request, query, _checked_wait(asked.wait_s))
-        execution = await self._service.begin(query)
+        execution = await self._begun(request, query)
         return await self._streamed(request, execution)
 
     async def list(self, request: Request) -> Response:
-        """Queries that run or ended lately."""
-        return json_response({"queries": [self._status(one) for one in self._service.list()]})
+        """The caller's queries that run or ended lately; to an admin everybody's."""
+        mine = [self._status(one) for one in self._service.list() if _is_for(request.caller, one)]
+        return json_response({"queries": mine})
 
     async def get(self, request: Request) -> AnyResponse:
         """A query's result when it has one to fetch, else its status."""
         asked = json_body.from_query(request.query(), WaitQuery)
-        execution = self._service.get(request.params["id"])
+        execution = self._found(request)
         await _wait(execution, _checked_wait(asked.wait_s))
         if asked.status:
             return json_response(self._status(execution), 200, _query_id(execution))
@@ -105,13 +114,25 @@ class SqlApi:
 
     async def cancel(self, request: Request) -> Response:
         """End a query, or forget its result."""
-        await self._service.cancel(request.params["id"])
+        await self._service.cancel(self._found(request).id)
         return Response(204)
+
+    async def _begun(self, request: Request, query: Query, *, keep: bool = False) -> Execution:
+        execution = await self._service.begin(query, keep=keep)
+        execution.owner = request.caller.name
+        return execution
+
+    def _found(self, request: Request) -> Execution:
+        """The query that the path names.  Raises `NotFound`, for somebody else's too."""
+        execution = self._service.get(request.params["id"])
+        if not _is_for(request.caller, execution):
+            raise unknown_query(execution.id)
+        return execution
 
     # --- answers
 
     async def _submitted(self, request: Request, query: Query, wait_s: float) -> AnyResponse:
-        execution = await self._service.begin(query, keep=True)
+        execution = await self._begun(request, query, keep=True)
         await _wait(execution, wait_s)
         return self._fetched(request, execution)
 
@@ -167,8 +188,15 @@ class SqlApi:
         return told
 
 
+def _is_for(caller: Caller, execution: Execution) -> bool:
+    """Whether a query is the caller's own, or the caller may see everybody's."""
+    return caller.right is Right.ADMIN or execution.owner == caller.name
+
+
 async def _end_with(request: Request, execution: Execution) -> None:
+    """End a query whose client hung up, unless it ends by itself just then: a reader that has the last row goes."""
     await request.hung_up()
+    await _wait(execution, LAST_WORDS_S)
     execution.cancel()
 
 

@@ -129,7 +129,7 @@ def stored_key(raw: str) -> str:
 def _writable_key(request: Request) -> str:
     key = stored_key(request.params["key"])
     if key.startswith(RESERVED_PREFIXES):
-        auth.require(request.right, Right.ADMIN)
+        auth.require(request.caller.right, Right.ADMIN)
     return key
 
 

@@ -70,7 +70,10 @@ class FileCache:
         name = _digest(wanted)
         entry = self._files.get(name)
         if entry is None:
-            entry = self._files[name] = _File(self._folder / f"{name}.parquet")
+            own = self._runtime.uuid().hex[
+                :8
+            ]  # so that removing an earlier copy, late, does not remove this one
+            entry = self._files[name] = _File(self._folder / f"{name}-{own}.parquet")
         self._files.move_to_end(name)
         entry.readers += 1
         return entry

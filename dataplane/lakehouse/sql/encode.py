@@ -33,6 +33,8 @@ _PLAIN = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG)INT|U?INTEGER|FLOAT|DOUBLE|VARCH
 _DIGITS = re.compile(r"U?HUGEINT|BIGNUM|DECIMAL\(.*\)")
 _FLOATS = re.compile(r"(FLOAT|DOUBLE)\[\d*\]")
 _NESTED = re.compile(r"(STRUCT|MAP|UNION)\b.*|.*\]|VARIANT", re.DOTALL)
+_ENUM = re.compile(r"ENUM\(.*\)", re.DOTALL)
+"""Not a list of them, which ends in a bracket; what a value holds does not matter."""
 _NOT_IN_ARROW = re.compile(r"\b(UNION|VARIANT|BIGNUM|BIT|GEOMETRY|TIME WITH TIME ZONE|UHUGEINT)\b")
 
 
@@ -58,13 +60,13 @@ def _for_text(kind: str, name: str, form: Format) -> str:
         return f"to_base64({name})"
     if kind == "JSON":
         return f"CASE WHEN json_valid({name}) THEN {name}::VARCHAR ELSE to_json({name}::VARCHAR)::VARCHAR END"
-    if not kind.startswith("ENUM") and _NESTED.fullmatch(kind):
+    if not _ENUM.fullmatch(kind) and _NESTED.fullmatch(kind):
         return f"to_json({name})::VARCHAR"
     return f"CAST({name} AS VARCHAR)"
 
 
 def _for_arrow(kind: str, name: str, form: Format) -> str:
-    if kind.startswith("ENUM"):
+    if _ENUM.fullmatch(kind):
         return f"CAST({name} AS VARCHAR)"
     refused = _NOT_IN_ARROW.search(kind) or (form is Format.PARQUET and "INTERVAL" in kind)
     if not refused:
@@ -83,7 +85,7 @@ def _reader(kind: str) -> Callable[[pa.Array], _Values]:
         return lambda array: list(array.to_numpy(zero_copy_only=False))
     if _FLOATS.fullmatch(kind):
         return _float_lists
-    if kind == "JSON" or _DIGITS.fullmatch(kind) or (not kind.startswith("ENUM") and _NESTED.fullmatch(kind)):
+    if kind == "JSON" or _DIGITS.fullmatch(kind) or (not _ENUM.fullmatch(kind) and _NESTED.fullmatch(kind)):
         return lambda array: [None if text is None else _fragment(text) for text in array.to_pylist()]
     return _plain
 

@@ -67,6 +67,8 @@ class Execution:
         """On the runtime's monotonic clock."""
         self.keep = keep
         """The file that the result goes to, when a client may come back for it."""
+        self.owner = ""
+        """Who asked, for whoever looks after rights."""
         self.state = State.QUEUED
         self.seconds = 0.0
         """From admission to the end; 0 until then."""

@@ -7,7 +7,9 @@ What this module does not do: parse, run or encode (`lakehouse.sql.worker`), or 
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ from lakehouse.core.errors import (
     LakehouseError,
     NotFound,
     Outcome,
+    StorageFull,
     Unavailable,
 )
 from lakehouse.core.manifest import Manifest, parse_reference
@@ -48,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 PARSE_S = 10.0
 """Most that parsing may take; a megabyte of SQL takes well under one second."""
+TIMEOUT_S_MIN = 0.001
+"""Shorter than a worker takes to say anything."""
 WARM_MAX = 4
 """Workers forked ahead of need; each costs about 10 MB that it does not share."""
 KNOWN_MAX = 256
@@ -166,8 +171,9 @@ class SqlService:
         Raises `QueryFailed` for limits that are none, `Busy` when too many wait.
         """
         asked = self._checked(query)
-        waiting = self.count(State.QUEUED)
-        if self._slots.locked() and waiting >= self._settings.sql_queue_max:
+        waiting = self.count(State.QUEUED)  # with those that will find a worker free, once they get to ask
+        most = self._settings.sql_workers + self._settings.sql_queue_max
+        if waiting + self.count(State.RUNNING) >= most:
             raise Busy(f"too many SQL queries wait: try again. waiting=`{waiting}`")
         query_id = self._runtime.uuid().hex
         execution = Execution(
@@ -188,7 +194,7 @@ class SqlService:
         self._forget()
         execution = self._known.get(query_id)
         if execution is None:
-            raise NotFound(f"no such query: results are kept for a while only. id=`{query_id}`")
+            raise unknown_query(query_id)
         return execution
 
     def list(self) -> Sequence[Execution]:
@@ -202,7 +208,7 @@ class SqlService:
         if not execution.done.is_set():
             execution.cancel()
             await execution.done.wait()
-        del self._known[query_id]
+        self._known.pop(query_id, None)  # who cancelled it beside us was faster
         if execution.keep is not None:
             await self._runtime.run_io(execution.keep.unlink, missing_ok=True)
 
@@ -219,10 +225,12 @@ class SqlService:
         settings = self._settings
         if len(query.sql.encode("utf-8", "surrogatepass")) > SQL_BYTES_MAX:
             raise QueryFailed(f"the statement is over {SQL_BYTES_MAX} bytes")
+        if "\0" in query.sql:  # DuckDB would end there and not say so
+            raise QueryFailed(f"the statement holds a NUL character. offset=`{query.sql.index(chr(0))}`")
         timeout_s = settings.sql_timeout_s if query.timeout_s is None else query.timeout_s
-        if not 0 < timeout_s <= settings.sql_timeout_s_max:
+        if not TIMEOUT_S_MIN <= timeout_s <= settings.sql_timeout_s_max:
             raise QueryFailed(
-                f"timeout_s is above 0 and at most {settings.sql_timeout_s_max:g}. timeout_s=`{timeout_s:g}`"
+                f"timeout_s is from {TIMEOUT_S_MIN:g} to {settings.sql_timeout_s_max:g}. timeout_s=`{timeout_s:g}`"
             )
         return Query(
             query.sql,
@@ -279,6 +287,8 @@ class SqlService:
         seconds = self._runtime.monotonic() - execution.began
         self.numbers.seconds += seconds
         self.numbers.ended[error.kind if isinstance(error, QueryFailed) else state.value] += 1
+        if error is not None and execution.keep is not None:
+            self._remove_soon(execution.keep)  # half a result is none, and may be what fills the disk
         execution.ends(state, error, seconds)
 
     async def _run_in_turn(self, execution: Execution) -> None:
@@ -312,7 +322,9 @@ class SqlService:
     async def search(self, payload: bytes) -> Sequence[Sequence[Hit]]:
         """Answer a SEARCH frame.  Raises what the index raises."""
         if self._vectors is None:
-            raise Invalid("this process has no indexes to search: run the vectors role in it")
+            raise Invalid(
+                "this process has no indexes to search: run the vectors role in it, or set vectors_url"
+            )
         header, body = split_header(payload)
         asked = msgspec.json.decode(header, type=_Search)
         k = clamped_k(asked.k)
@@ -322,6 +334,11 @@ class SqlService:
         if asked.dimension < 1 or len(flat) % asked.dimension:
             raise Invalid("vector_search was given an empty vector")
         return await self._vectors.search(asked.index, flat.reshape(-1, asked.dimension), k, asked.filter)
+
+
+def unknown_query(query_id: str) -> NotFound:
+    """The error for a query that is not there, or not for the one who asks."""
+    return NotFound(f"no such query: results are kept for a while only. id=`{query_id}`")
 
 
 def _bounded(name: str, asked: int | None, most: int) -> int:
@@ -474,9 +491,12 @@ class _Conversation:
             yield execution.put
             await execution.flushed()
             return
-        file = await runtime.run_io(execution.keep.open, "wb")
-        with contextlib.closing(file):
-            yield lambda chunk: runtime.run_io(file.write, chunk)
+        try:
+            file = await runtime.run_io(execution.keep.open, "wb")
+            with contextlib.closing(file):
+                yield lambda chunk: runtime.run_io(file.write, chunk)
+        except OSError as error:
+            raise _not_kept(error) from error
 
     async def _searched(self, payload: bytes) -> bytes:
         try:
@@ -513,6 +533,16 @@ def _hit_columns(hits: Sequence[Hit]) -> tuple[list[str], list[float], list[str 
         [hit.distance for hit in hits],
         [hit.metadata.decode() if hit.metadata else None for hit in hits],
     )
+
+
+def _not_kept(error: OSError) -> Unavailable:
+    """What a result ends in that cannot be written down."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            "no room to keep the result: fetch it without `wait_s`", outcome=Outcome.NOT_COMMITTED
+        )
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return Unavailable(f"the result cannot be kept. error=`{reason}`", outcome=Outcome.NOT_COMMITTED)
 
 
 def _emptied(folder: Path) -> None:

@@ -108,6 +108,22 @@ FUNCTIONS_REFUSED = frozenset(
 _REFUSED_PREFIX = re.compile(
     r"duckdb_|__internal_|pragma_|read_|has_\w+_privilege$|inet_|pg_(?!typeof|size_pretty)"
 )
+OWN_NAMES = frozenset(
+    (
+        *("duckdb_columns", "duckdb_constraints", "duckdb_databases", "duckdb_indexes", "duckdb_logs"),
+        *("duckdb_schemas", "duckdb_tables", "duckdb_types", "duckdb_views", "pg_am", "pg_attrdef"),
+        *("pg_attribute", "pg_class", "pg_collation", "pg_constraint", "pg_database", "pg_depend"),
+        *("pg_description", "pg_enum", "pg_index", "pg_indexes", "pg_namespace", "pg_prepared_statements"),
+        *("pg_proc", "pg_sequence", "pg_sequences", "pg_settings", "pg_tables", "pg_tablespace", "pg_type"),
+        *("pg_views", "pragma_database_list", "sqlite_master", "sqlite_schema", "sqlite_temp_master"),
+        "sqlite_temp_schema",
+    )
+)
+"""Views that DuckDB has by itself, which tell of files and settings.
+
+A common table expression cannot be called like one: wherever DuckDB saw less of it than we do, the view would
+answer in its place.
+"""
 NO_LOCATION = (1 << 64) - 1
 
 
@@ -206,19 +222,28 @@ def _nodes(root: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], _Scope]
 
 
 def _children(node: Mapping[str, Any], scope: _Scope) -> Iterator[tuple[Any, _Scope]]:
-    if node.get("type") == "RECURSIVE_CTE_NODE":
-        scope |= {str(node["cte_name"]).lower()}
     defined = node.get("cte_map")
     if isinstance(defined, dict):
         for entry in defined["map"]:  # each sees those before it
             yield entry["value"], scope
-            scope |= {str(entry["key"]).lower()}
-    skipped = "function" if node.get("type") == "TABLE_FUNCTION" else ""
+            scope |= {_checked_cte(str(entry["key"]))}
+    kind = node.get("type")
     for name, child in node.items():
-        if name == skipped:  # its arguments are judged, its name already was
+        if name == "function" and kind == "TABLE_FUNCTION":  # its arguments are judged, its name already was
             yield child["children"], scope
+        elif (
+            name == "right" and kind == "RECURSIVE_CTE_NODE"
+        ):  # the other side begins, and does not see itself
+            yield child, scope | {_checked_cte(str(node["cte_name"]))}
         elif name != "cte_map":
             yield child, scope
+
+
+def _checked_cte(name: str) -> str:
+    lowered = name.lower()
+    if lowered in OWN_NAMES:
+        raise RefusedError(f"call the common table expression otherwise. name=`{name}`")
+    return lowered
 
 
 def _check_kind(node: Mapping[str, Any]) -> None:

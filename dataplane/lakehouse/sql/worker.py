@@ -296,7 +296,8 @@ class _Query:
         if written.truncated:
             return {}
         try:
-            return {"operators": json.loads(self._cursor.get_profiling_information(format="json"))}
+            told = self._cursor.get_profiling_information(format="json")
+            return {"operators": json.loads(self._with_names(told))}
         except (duckdb.Error, ValueError):
             return {}
 
@@ -307,6 +308,12 @@ class _Query:
     def _translated(self, shift: int) -> "_Translated":
         return _Translated(self, shift)
 
+    def _with_names(self, text: str) -> str:
+        """What DuckDB tells, with names of datasets in place of the files we keep them in."""
+        for path, name in self._paths.items():
+            text = text.replace(path, name)
+        return text
+
     def failure(self, error: Exception, shift: int) -> FailedError:
         """What DuckDB says, with its place in the text that was sent."""
         if self._failure is not None:
@@ -314,14 +321,13 @@ class _Query:
         if isinstance(error, duckdb.OutOfMemoryException):
             return _out_of_memory(self._engine.memory_bytes)
         message, position = _told(str(error))
-        for path, name in self._paths.items():
-            message = message.replace(path, name)
+        message = self._with_names(message)
         shift += self._shift if shift else 0
         offset = None if position is None or position < shift else position - shift
         if isinstance(error, duckdb.IOException):
             return FailedError("dataset", f"a file of a dataset cannot be read: {message}")
         if isinstance(error, duckdb.InternalException | duckdb.FatalException):
-            return FailedError("internal", message)
+            return FailedError("internal", message.partition("\n")[0])  # a stack trace follows
         return FailedError("invalid", message, offset)
 
     # --- vector search
@@ -411,13 +417,16 @@ class _Translated:
 
 
 def _view(table: Mapping[str, Any]) -> str:
-    """A dataset's rows, as its schema says where it has one."""
+    """A dataset's rows, as its schema says where it has one.  Names of folders above the files are no columns."""
+    if not table["paths"]:
+        nothing = ", ".join(f"NULL::{kind} AS {_quoted(name)}" for name, kind in table["columns"])
+        return f"SELECT {nothing} WHERE false"
     files = ", ".join(map(_literal, table["paths"]))
     columns = ", ".join(
         f"{_quoted(name)}::{kind} AS {_quoted(name)}" for name, kind in table.get("columns") or ()
     )
     union = ", union_by_name = true" if len(table["paths"]) > 1 else ""
-    return f"SELECT {columns or '*'} FROM read_parquet([{files}]{union})"
+    return f"SELECT {columns or '*'} FROM read_parquet([{files}], hive_partitioning = false{union})"
 
 
 def _quoted(name: str) -> str:
@@ -429,12 +438,12 @@ def _literal(text: str) -> str:
 
 
 def _without_semicolon(sql: str) -> str:
-    """The one statement, without what ends it."""
-    raw = sql.encode()
+    """The one statement, with spaces for what ends it or stands before it, so that places stay."""
+    raw = bytearray(sql.encode())
     for offset, _ in duckdb.tokenize(sql):
-        if raw[offset : offset + 1] == b";" and raw[:offset].strip():
-            return raw[:offset].decode()
-    return sql
+        if raw[offset] == ord(";"):
+            raw[offset] = ord(" ")
+    return raw.decode()
 
 
 _TOLD = re.compile(r"^[A-Za-z ]*Error: (\{.*\})\s*$", re.DOTALL)
@@ -451,7 +460,9 @@ def _told(text: str) -> tuple[str, int | None]:
         return text, None
     position = told.get("position")
     message = str(told.get("exception_message", text))
-    return message[:1].lower() + message[1:], None if position is None else int(position)
+    if not message[1:2].isupper():  # `SELECT` stays
+        message = message[:1].lower() + message[1:]
+    return message, None if position is None else int(position)
 
 
 def whole(column: Any) -> pa.Array:
