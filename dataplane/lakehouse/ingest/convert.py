@@ -275,18 +275,27 @@ def _without_rounding(
     names = [name for name, type_ in found if type_ == "DOUBLE" and name.casefold() not in asked]
     if not names:
         return found
-    tests = ", ".join(
-        f"coalesce(bool_and(regexp_full_match(trim({c}), '[+-]?[0-9]+') AND TRY_CAST({c} AS {WIDEST}) IS NOT NULL) "
-        f"AND max(abs(TRY_CAST({c} AS {WIDEST}))) >= {EXACT_INTEGER}, false)"
-        for c in map(identifier, names)
-    )
-    reader = _csv(file, shape, {"types": {**dict(found), **dict.fromkeys(names, "VARCHAR")}})
+    tests = ", ".join(_is_wide(identifier(name)) for name in names)
+    types = {**dict(found), **dict.fromkeys(names, "VARCHAR")}
+    reader = _csv(file, shape, {"types": types})
     row = _row(
         connection, f"SELECT {tests}, {_every(found)} FROM (SELECT * FROM {reader} LIMIT {SAMPLE_ROWS})"
     )
     _forget_rejects(connection)
     wide = {name for name, is_wide in zip(names, row, strict=False) if is_wide}
     return tuple((name, WIDEST if name in wide else type_) for name, type_ in found)
+
+
+def _is_wide(column: str) -> str:
+    """SQL: whether a text column holds integers only, and one that a double does not hold.
+
+    What is no integer is not cast: 40,000 casts that fail take 0.7 s.
+    """
+    number = (
+        f"CASE WHEN regexp_full_match(trim({column}), '[+-]?[0-9]+') THEN TRY_CAST({column} AS {WIDEST}) END"
+    )
+    integers = f"bool_and({number} IS NOT NULL) FILTER (WHERE {column} IS NOT NULL)"
+    return f"coalesce({integers} AND max(abs({number})) >= {EXACT_INTEGER}, false)"
 
 
 def _json_columns(connection: duckdb.DuckDBPyConnection, file: File, shape: Shape) -> Columns:
