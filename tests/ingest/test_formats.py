@@ -15,6 +15,7 @@ from ingest.lake import Lake
 from lakehouse.core.errors import Invalid
 from lakehouse.ingest import Format, Mode
 from lakehouse.ingest.formats import Compression, compression_of, guess
+from lakehouse.ingest.process import ProcessConverting
 
 ROWS = [{"id": 1, "name": "a,b", "price": 2.5}, {"id": 2, "name": "é", "price": None}]
 EXPECTED = [(1, "a,b", 2.5), (2, "é", None)]
@@ -142,6 +143,16 @@ async def test_lists_of_one_length_stay_lists_and_fixed_size_lists_keep_their_le
     done = await lake.ingest(str(lake.sources / "v.parquet"), name="arrow")
     assert lake.columns(done) == ["v FLOAT[2]"]
     assert await lake.rows("arrow") == [([1.0, 2.0],), ([3.0, 4.0],)]
+
+
+async def test_long_vectors_fit_into_a_workers_memory(lake: Lake) -> None:
+    vectors = [[float(row)] * 4_096 for row in range(3)]
+    pq.write_table(
+        pa.table({"v": pa.array(vectors, pa.list_(pa.float32(), 4_096))}), lake.sources / "v.parquet"
+    )
+    done = await lake.ingest(str(lake.sources / "v.parquet"), converting=ProcessConverting)
+    assert lake.columns(done) == ["v FLOAT[4096]"]
+    assert done.manifest.row_count == 3
 
 
 async def test_uneven_vectors_are_taken_and_recorded(lake: Lake) -> None:

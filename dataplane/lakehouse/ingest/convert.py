@@ -693,7 +693,7 @@ def _row_group_rows(connection: duckdb.DuckDBPyConnection, rows: str, target: Co
     """Rows of a group, so that it stays below `ROW_GROUP_BYTES`; only lists and nested columns make rows wide."""
     if all(isinstance(parsed(type_), schema.Decimal | schema.Scalar) for _, type_ in target):
         return ROW_GROUP_ROWS
-    sample = connection.execute(f"{rows} LIMIT {WIDTH_ROWS}").to_arrow_table()
+    sample = connection.execute(f"{rows} LIMIT {WIDTH_ROWS}").to_arrow_table(WIDTH_ROWS)
     width = max(1, sample.nbytes // max(1, len(sample)))
     vectors = ROW_GROUP_BYTES // (width * VECTOR_ROWS)
     return int(min(ROW_GROUP_ROWS, max(1, vectors) * VECTOR_ROWS))

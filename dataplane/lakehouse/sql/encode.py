@@ -46,9 +46,13 @@ class Column:
     type: str
 
 
+AS_THEY_ARE = frozenset((Format.ARROW, Format.PARQUET))
+"""Forms that nearly every column goes into without a change."""
+
+
 def projection(columns: Sequence[Column], form: Format) -> list[str] | None:
     """For each column `cN` what to select instead; None when every column goes as it is."""
-    express = _for_arrow if form in (Format.ARROW, Format.PARQUET) else _for_text
+    express = _for_arrow if form in AS_THEY_ARE else _for_text
     chosen = [express(column.type, f"c{j}", form) for j, column in enumerate(columns)]
     return None if all(one == f"c{j}" for j, one in enumerate(chosen)) else chosen
 

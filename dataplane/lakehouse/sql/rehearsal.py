@@ -5,6 +5,7 @@ that a query over an index and a dataset takes, 8 ms were that.  What this modul
 files of its own.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lakehouse.sql.encode import Column
 from lakehouse.sql.formats import Format
 from lakehouse.sql.worker import Engine, hit_lists, matrix_of, whole
 
-EXAMPLE_VECTORS, EXAMPLE_DIMENSION, EXAMPLE_ROWS, EXAMPLE_HITS = 100, 384, 32_768, 10
+EXAMPLE_VECTORS, EXAMPLE_DIMENSION, EXAMPLE_ROWS, EXAMPLE_HITS = 8, 384, 32_768, 10
 """Sizes of what is rehearsed: the memory it takes lies ready then, which the kernel need not clear page by page."""
 REHEARSED_LATERAL = """
 SELECT q.id, s.id, s.distance
@@ -63,9 +64,8 @@ class Examples:
         pq.write_table(queries, self.vectors, compression="zstd")
 
 
-def rehearse(examples: Examples, engine: Engine, cursor: duckdb.DuckDBPyConnection) -> None:
+def rehearse(examples: Examples, engine: Engine, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Parse, search for each row of a table, join to a larger one, encode; of hits that name nothing."""
-    engine.search = _found_in_rehearsal
     for text in (
         "SELECT a FROM b WHERE c > 1",
         "SELECT a FROM b, c AS d WHERE e IN (1, 2) ORDER BY f LIMIT 3",
@@ -73,10 +73,12 @@ def rehearse(examples: Examples, engine: Engine, cursor: duckdb.DuckDBPyConnecti
         statement.read(str(cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]))
     columns = [Column(name, "VARCHAR") for name in ("a", "b", "c", "d")]
     for sql, path, width in ((REHEARSED_LATERAL, examples.vectors, 3), (REHEARSED_JOIN, examples.rows, 4)):
+        yield
+        engine.search = _found_in_rehearsal
         cursor.execute(f"DESCRIBE {sql}", [str(path)]).fetchall()
         reader = cursor.execute(sql, [str(path)]).to_arrow_reader(encode.BATCH_ROWS)
         encode.write(reader, encode.ENCODERS[Format.JSON](columns[:width], lambda data: None), 10, 1 << 20)
-    engine.search = None
+        engine.search = None
 
 
 def _found_in_rehearsal(index: pa.Array, vectors: pa.Array, *others: pa.Array) -> pa.Array:

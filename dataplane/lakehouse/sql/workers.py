@@ -164,7 +164,7 @@ class WorkerPool:
         """A worker that waits; a new one when none does.  Forking goes on when who asked is cancelled."""
         while True:
             while self._ready:
-                worker = self._ready.pop()
+                worker = self._ready.pop(0)  # the oldest has rehearsed
                 if not worker.gone:
                     return worker
                 self._beside(worker.end(), "end sql worker")
