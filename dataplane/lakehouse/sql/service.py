@@ -49,6 +49,8 @@ from lakehouse.store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+START_AFTER_S = 3.0
+"""Loading DuckDB and trying the walls takes two seconds of CPU: not while a process starts, unless a query asks."""
 PARSE_S = 10.0
 """Most that parsing may take; a megabyte of SQL takes well under one second."""
 TIMEOUT_S_MIN = 0.001
@@ -99,24 +101,29 @@ class SqlService:
         self._slots = asyncio.Semaphore(settings.sql_workers)
         self._known: dict[str, Execution] = {}
         self._starting: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
+        """Somebody waits for SQL."""
         self._refusal = ""
         self._report: Mapping[str, str] = {}
 
     # --- life
 
     async def start(self) -> None:
-        """Begin to load DuckDB and to try the walls; queries wait for it.  Never raises: `checks` tells."""
+        """Load DuckDB and try the walls, soon or when the first query comes.  Never raises: `checks` tells."""
         self._starting = self._runtime.spawn(self._start(), name="start sql")
 
     async def started(self) -> None:
         """Wait until queries can run.  Raises `Unavailable` with the reason when they cannot."""
         if self._starting is None:
             raise Unavailable("SQL has not been started", outcome=Outcome.NOT_COMMITTED)
+        self._asked.set()
         await asyncio.shield(self._starting)
         if self._refusal:
             raise Unavailable(f"SQL is off: {self._refusal}", outcome=Outcome.NOT_COMMITTED)
 
     async def _start(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), START_AFTER_S)
         try:
             await self._cache.start()
             await self._runtime.run_io(_emptied, self._results)
