@@ -262,7 +262,7 @@ async def test_a_transform_with_append_is_applied_file_by_file(lake: Lake) -> No
         "SELECT * FROM '/etc/passwd'",
         "SELECT * FROM glob('/*')",
         "SELECT * FROM source; SELECT 1",
-        "COPY source TO '/tmp/w/never.csv'",
+        "COPY source TO '/tmp/lakehouse-never.csv'",
         "CREATE TABLE x AS SELECT 1",
         "ATTACH '/tmp/x.db'",
         "SET enable_external_access = true",
