@@ -28,6 +28,7 @@ pytestmark = pytest.mark.xdist_group("connect")
 @pytest.fixture(scope="module")
 def lake() -> Iterator[Client]:
     with lakehouse.connect("memory:") as connected:
+        connected.sql("SELECT 1")  # before any test here makes believe that the kernel is another
         yield connected
 
 

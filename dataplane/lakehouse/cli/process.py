@@ -42,6 +42,8 @@ class ServerProcess:
         self._args = tuple(args)
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._task_cpu_s: dict[str, float] = {}
+        """CPU of each thread when it was last looked at; one that has ended keeps what it had."""
 
     @property
     def pid(self) -> int:
@@ -50,6 +52,7 @@ class ServerProcess:
 
     def spawn(self) -> None:
         """Start it, detached from this terminal, without waiting."""
+        self._task_cpu_s = {}
         command = [
             sys.executable,
             "-m",
@@ -106,12 +109,11 @@ class ServerProcess:
         """CPU seconds of the threads that answer; those made nicer than the main one build graphs."""
         folder = Path(f"/proc/{self.pid}/task")
         nice_max = _nice(folder / str(self.pid))
-        total = 0.0
         for task in folder.iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if _nice(task) <= nice_max:
-                    total += _task_cpu_s(task)
-        return total
+                    self._task_cpu_s[task.name] = _task_cpu_s(task)
+        return sum(self._task_cpu_s.values())
 
     def anonymous_bytes(self) -> int:
         """RssAnon: what is in memory and in no file."""
