@@ -299,6 +299,7 @@ def _environment() -> dict[str, str]:
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "MALLOC_ARENA_MAX": "2",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "LANG": "C.UTF-8",
         "TZ": "UTC",
     }
