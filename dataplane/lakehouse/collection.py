@@ -45,8 +45,6 @@ INLINE_COST_S = 0.001
 MIN_POSITION_POLLS = 50
 SCROLL_LIMIT_MAX = 10_000
 
-shard_of = names.shard_of
-
 
 class Collection:
     """An open index."""
@@ -218,9 +216,9 @@ class Collection:
     def _rows_by_shard(self, ids: Sequence[str]) -> dict[int, list[int]]:
         rows: dict[int, list[int]] = {}
         for j, item_id in enumerate(ids):
-            rows.setdefault(shard_of(item_id, len(self._shards)) if len(self._shards) > 1 else 0, []).append(
-                j
-            )
+            rows.setdefault(
+                names.shard_of(item_id, len(self._shards)) if len(self._shards) > 1 else 0, []
+            ).append(j)
         return rows
 
     async def _commit(self, whole: Request, *, repeatable: bool) -> WriteResult:
@@ -236,7 +234,7 @@ class Collection:
         parts = {number: _part(whole, rows) for number, rows in self._rows_by_shard(whole.ids).items()}
         results = []
         if repeatable:
-            home = shard_of(whole.key.decode(), len(self._shards))
+            home = names.shard_of(whole.key.decode(), len(self._shards))
             first = encode_request(parts.pop(home, _part(whole, [])), digest)
             results.append((await self._shards[home].write(first))[0])
         answers = await asyncio.gather(
@@ -373,7 +371,7 @@ class Collection:
     ) -> Item:
         """One item.  Raises `NotFound`."""
         await self.refresh(consistency, min_position)
-        found = self._shards[shard_of(item_id, len(self._shards))].replica.index.item(item_id)
+        found = self._shards[names.shard_of(item_id, len(self._shards))].replica.index.item(item_id)
         if found is None:
             raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`")
         return found

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lakehouse.collection import shard_of
 from lakehouse.core.errors import Conflict, Dropped, NotFound, Unavailable
+from lakehouse.core.names import shard_of
 from lakehouse.core.types import Consistency
 from lakehouse.testing.history import ABSENT
 from lakehouse.testing.schedules import PARAMS, batch, value_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakehouse.collection import Collection, shard_of
+from lakehouse.collection import Collection
 from lakehouse.core import incarnation, names
 from lakehouse.core.entry import Kind, decode_header
 from lakehouse.core.errors import (
@@ -23,6 +23,7 @@ from lakehouse.core.errors import (
     Unavailable,
 )
 from lakehouse.core.lhv1 import read_v3
+from lakehouse.core.names import shard_of
 from lakehouse.core.types import (
     Batch,
     Consistency,

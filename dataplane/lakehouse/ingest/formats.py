@@ -31,9 +31,6 @@ class Format(enum.StrEnum):
     PARQUET = "parquet"
 
 
-TEXT_FORMATS = frozenset(Format) - {Format.PARQUET}
-
-
 class Compression(enum.StrEnum):
     """What is around the format."""
 

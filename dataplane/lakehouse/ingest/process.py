@@ -26,8 +26,6 @@ LINE_BYTES_MAX = 256 << 20
 """One answer; the statistics of 10,000 columns and a sample of wide rows fit many times."""
 INHERITED = ("PATH", "TMPDIR", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 """Of the environment the child gets these; credentials are not among them."""
-STDERR_BYTES = 4_096
-
 CRASHES = frozenset((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
 """Ends that a program brings on itself: the same source would bring them on again."""
 

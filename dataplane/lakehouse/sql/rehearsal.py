@@ -21,14 +21,14 @@ from lakehouse.sql.worker import Engine, hit_lists, matrix_of, whole
 
 EXAMPLE_VECTORS, EXAMPLE_DIMENSION, EXAMPLE_ROWS, EXAMPLE_HITS = 8, 384, 32_768, 10
 """Sizes of what is rehearsed: the memory it takes lies ready then, which the kernel need not clear page by page."""
-REHEARSED_LATERAL = """
+REHEARSED_LATERAL = f"""
 SELECT q.id, s.id, s.distance
-FROM (SELECT id, v::FLOAT[384] AS v FROM read_parquet([?])) AS q,
-LATERAL (SELECT * FROM vector_search('i', q.v, k := 10)) AS s
+FROM (SELECT id, v::FLOAT[{EXAMPLE_DIMENSION}] AS v FROM read_parquet([?])) AS q,
+LATERAL (SELECT * FROM vector_search('i', q.v, k := {EXAMPLE_HITS})) AS s
 """
-REHEARSED_JOIN = """
+REHEARSED_JOIN = f"""
 SELECT p.id, p.section, p.description, s.distance
-FROM vector_search('i', [1.0], k := 10) AS s JOIN read_parquet([?]) AS p ON p.id = s.id ORDER BY s.distance
+FROM vector_search('i', [1.0], k := {EXAMPLE_HITS}) AS s JOIN read_parquet([?]) AS p ON p.id = s.id ORDER BY s.distance
 """
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lakehouse import building
-from lakehouse.collection import Collection, shard_of
+from lakehouse.collection import Collection
+from lakehouse.core import names
 from lakehouse.core.entry import Operation
 from lakehouse.core.errors import Conflict, Dropped, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.types import Batch, Consistency, Distance, IndexParams, WriteResult
@@ -38,7 +39,7 @@ def batch(values: dict[str, int]) -> Batch:
 
 def value_of(collection: Collection, item_id: str) -> int:
     """An id's value in what a process holds right now, ABSENT if it is not there.  Raises `Lost` for a torn item."""
-    shard = collection.shard_list[shard_of(item_id, collection.shards)]
+    shard = collection.shard_list[names.shard_of(item_id, collection.shards)]
     item = shard.replica.index.item(item_id)
     if item is None:
         return ABSENT
