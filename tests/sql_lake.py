@@ -125,6 +125,30 @@ class Lake:
             path.unlink()
         await self.catalog.register(checked_registration(name, "f", tuple(objects), None))
 
+    def ingested(self, name: str, table: pa.Table, columns: Sequence[tuple[str, str]]) -> None:
+        """Publish what ingest makes of one file: its columns with their types."""
+        self.call(self._ingested(name, table, columns))
+
+    async def _ingested(self, name: str, table: pa.Table, columns: Sequence[tuple[str, str]]) -> None:
+        path = self.home / f"{self.runtime.uuid().hex}.parquet"
+        pq.write_table(table, path, row_group_size=50)
+        key, size = f"files/{path.name}", path.stat().st_size
+        await self.store.upload(key, path)
+        path.unlink()
+        schema = Schema(tuple(Field(*column) for column in columns))
+        objects = ({"key": key, "size": size},)
+        made = Manifest(
+            name,
+            self.runtime.uuid(),
+            1,
+            schema.fingerprint,
+            objects,
+            len(table),
+            "2026-01-01T00:00:00Z",
+            schema,
+        )
+        await self.catalog.publish(made)
+
     def empty(self, name: str, *columns: tuple[str, str]) -> None:
         """Publish what ingest makes of a source without rows: columns and no file."""
         schema = Schema(tuple(Field(*column) for column in columns))

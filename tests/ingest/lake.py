@@ -11,8 +11,8 @@ from lakehouse import ingest, settings
 from lakehouse.catalog import Catalog
 from lakehouse.core.schema import SchemaPolicy
 from lakehouse.ingest import IngestResult, IngestSpec, Mode, Progress, Source
-from lakehouse.ingest.convert import Limits
 from lakehouse.ingest.process import Converting, InlineConverting
+from lakehouse.ingest.reading import Limits
 from lakehouse.ingest.sources import OpenBucket
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.base import ObjectStore

@@ -1,5 +1,6 @@
 """Every format, compressed or not: the same rows come out, and what is not what it says is refused by name."""
 
+import codecs
 import gzip
 import io
 import json
@@ -319,3 +320,13 @@ async def test_what_is_wrong_with_csv_is_said_in_full(
 ) -> None:
     with pytest.raises(Invalid, match=match):
         await lake.ingest(lake.write(name, content))
+
+
+@pytest.mark.parametrize("gap", [b"", b" \n"])
+@pytest.mark.parametrize("suffix", ["json", "json.gz"])
+async def test_a_json_array_behind_a_byte_order_mark_is_read(lake: Lake, gap: bytes, suffix: str) -> None:
+    content = codecs.BOM_UTF8 + gap + b'[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]'
+    data = gzip.compress(content) if suffix.endswith("gz") else content
+    done = await lake.ingest(lake.write(f"a.{suffix}", data))
+    assert lake.columns(done) == ["id BIGINT", "name VARCHAR"]
+    assert await lake.rows() == [(1, "a"), (2, "b")]

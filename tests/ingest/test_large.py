@@ -15,9 +15,10 @@ import pytest
 from ingest.lake import Lake
 from lakehouse import ingest, settings
 from lakehouse.ingest import IngestSpec, Source
-from lakehouse.ingest.convert import FILE_BYTES, ROW_GROUP_ROWS, Limits
 from lakehouse.ingest.job import Answer, Task
 from lakehouse.ingest.process import ProcessConverting, Told
+from lakehouse.ingest.reading import Limits
+from lakehouse.ingest.writing import FILE_BYTES, ROW_GROUP_ROWS
 
 ROWS = 10_000_000
 RESIDENT_BYTES_MAX = 1 << 30

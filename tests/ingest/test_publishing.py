@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import pytest
 from ingest.lake import Lake
 from lakehouse.catalog import Catalog
 from lakehouse.core import manifest
-from lakehouse.core.errors import Conflict, Invalid, NotFound, Unavailable
+from lakehouse.core.errors import Conflict, Invalid, MemoryExceeded, NotFound, Unavailable, WorkerDied
 from lakehouse.core.schema import SchemaPolicy
 from lakehouse.ingest import Mode, Step
-from lakehouse.ingest.convert import Limits
 from lakehouse.ingest.job import Answer, Convert, Task
 from lakehouse.ingest.process import InlineConverting, ProcessConverting, Told
+from lakehouse.ingest.reading import Limits
 from lakehouse.runtime import SystemRuntime
 
 
@@ -260,6 +261,15 @@ async def test_a_transform_with_append_is_applied_file_by_file(lake: Lake) -> No
     [
         "SELECT * FROM read_text('/etc/passwd')",
         "SELECT * FROM '/etc/passwd'",
+        "SELECT current_setting('temp_directory') AS here FROM source",
+        "SELECT * FROM duckdb_settings()",
+        "SELECT name FROM (SELECT * FROM duckdb_settings() UNION ALL SELECT * FROM duckdb_settings())",
+        "SELECT * FROM pg_catalog.pg_settings",
+        "SELECT * FROM information_schema.tables",
+        "SELECT (SELECT max(value) FROM duckdb_settings()) AS x FROM source",
+        "SELECT getenv('PATH') AS x FROM source",
+        "SELECT * FROM (SHOW ALL TABLES)",
+        "WITH a AS (SELECT * FROM duckdb_extensions()) SELECT * FROM a",
         "SELECT * FROM glob('/*')",
         "SELECT * FROM source; SELECT 1",
         "COPY source TO '/tmp/lakehouse-never.csv'",
@@ -310,6 +320,28 @@ async def test_a_source_that_crashes_the_worker_is_named_and_is_not_worth_trying
     with pytest.raises(Invalid, match="deep"):
         await lake.ingest(lake.write("deep.ndjson", deep), converting=ProcessConverting)
     assert list(lake.scratch.iterdir()) == []
+
+
+async def test_a_worker_that_is_killed_is_no_fault_of_the_source(lake: Lake) -> None:
+    class Killed(ProcessConverting):
+        async def do(self, task: Task, told: Told) -> Answer:
+            answer = await super().do(task, told)
+            assert self.pid is not None
+            os.kill(self.pid, signal.SIGKILL)
+            return answer
+
+    with pytest.raises(WorkerDied, match="killed by signal 9"):
+        await lake.ingest(lake.write("a.csv", "id\n1\n"), converting=Killed)
+    assert await lake.keys() == []
+
+
+async def test_too_little_memory_names_the_setting_that_gives_more(lake: Lake) -> None:
+    def small(limits: Limits) -> InlineConverting:
+        return InlineConverting(replace(limits, memory_bytes=8 << 20), lake.runtime)
+
+    sql = "SELECT list(repeat('x', 1000) || i) AS n FROM source, range(100_000) t(i)"
+    with pytest.raises(MemoryExceeded, match="raise ingest_memory_bytes_max"):
+        await lake.ingest(lake.write("a.csv", "id\n1\n"), transform=sql, converting=small)
 
 
 async def test_the_worker_cannot_take_more_memory_than_it_may(lake: Lake) -> None:

@@ -16,10 +16,10 @@ from typing import Protocol
 import msgspec
 
 from lakehouse.core import errors
-from lakehouse.core.errors import Invalid, LakehouseError, Outcome, Unavailable
+from lakehouse.core.errors import Invalid, LakehouseError, Outcome, Unavailable, WorkerDied
 from lakehouse.ingest import convert
-from lakehouse.ingest.convert import Limits
 from lakehouse.ingest.job import Advance, Answer, Convert, Failed, Infer, Message, Task
+from lakehouse.ingest.reading import Limits
 from lakehouse.runtime import Runtime
 
 LINE_BYTES_MAX = 256 << 20
@@ -37,7 +37,7 @@ class Converting(Protocol):
     """Does tasks, one at a time."""
 
     async def do(self, task: Task, told: Told) -> Answer:
-        """Raises the task's own error, or `Unavailable` when the process ended."""
+        """Raises the task's own error, or `WorkerDied` when the process ended."""
         ...
 
     async def close(self) -> None:
@@ -108,8 +108,8 @@ class ProcessConverting:
                 f"signal=`{-status}`{source}"
             )
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return Unavailable(
-            f"the process that converts ended; was memory short? status=`{why}`",
+        return WorkerDied(
+            f"the process that converts ended: did it, or the pod, need more memory than it may have? status=`{why}`",
             outcome=Outcome.NOT_COMMITTED,
         )
 

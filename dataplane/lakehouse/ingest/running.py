@@ -24,8 +24,7 @@ from lakehouse.core import manifest, schema
 from lakehouse.core.errors import Conflict, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.manifest import Manifest, Rejects, SourceEntry
 from lakehouse.core.schema import Schema
-from lakehouse.ingest import ledger, sources
-from lakehouse.ingest.convert import Limits
+from lakehouse.ingest import check, ledger, sources
 from lakehouse.ingest.formats import checked_options
 from lakehouse.ingest.job import (
     Answer,
@@ -47,8 +46,9 @@ from lakehouse.ingest.job import (
 )
 from lakehouse.ingest.ledger import Plan, Written
 from lakehouse.ingest.process import Converting, ProcessConverting
+from lakehouse.ingest.reading import Limits
 from lakehouse.ingest.sources import Found
-from lakehouse.ingest.spec import IngestResult, IngestSpec, Mode, Progress, Reject, Step, checked_spec
+from lakehouse.ingest.spec import IngestResult, IngestSpec, Mode, Progress, Reject, Step
 from lakehouse.runtime import Runtime
 from lakehouse.settings import Settings
 from lakehouse.store.base import ObjectStore
@@ -91,21 +91,18 @@ async def run(
     `SchemaConflict`, `Conflict` (another ingest published meanwhile), `Unavailable` (the store, the deadline, the
     converting process).  Whatever it raises, the version before is what is served.
     """
-    checked_spec(spec)
     opener = open_bucket or _buckets(runtime, settings)
     progress(Progress(Step.RESOLVING))
-    found = await sources.resolve(spec.sources, runtime, opener)
-    chain = await catalog.chain(spec.name)
-    plan = ledger.plan(chain.newest, spec, found)
-    if plan.is_unchanged and chain.newest is not None:
-        return IngestResult(chain.newest, published=False, rejects=0)
+    look = await check.look(spec, catalog, runtime, opener)
+    if look.current is not None:
+        return IngestResult(look.current, published=False, rejects=0)
     async with _folder(scratch or settings.scratch_dir, runtime) as folder:
         limits = Limits(settings.ingest_memory_bytes_max, _cores(), folder / "spill")
         converter = converting(limits)
         running = _Ingest(spec, catalog, store, runtime, opener, converter, folder, progress)
         try:
             async with asyncio.timeout(min(deadline_s, INGEST_S_MAX)):
-                return await running.published(found, chain, plan)
+                return await running.published(look.found, look.chain, look.plan)
         except TimeoutError as error:
             raise Unavailable(
                 f"the ingest took longer than it may. name=`{spec.name}` deadline_s=`{deadline_s:g}`",

@@ -118,6 +118,13 @@ class Progress:
     source: str = ""
     """The file at hand."""
 
+    @property
+    def told(self) -> str:
+        """For people: `converting, 45 %, 1,200,000 rows`."""
+        rows = f"{self.rows:,} rows" if self.rows else ""
+        share = f"{100 * self.bytes_read // self.bytes_total} %" if self.bytes_total else ""
+        return ", ".join(part for part in (self.step.value, share, rows) if part)
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:

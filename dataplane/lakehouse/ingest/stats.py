@@ -8,12 +8,13 @@ at the values of vectors.
 import decimal
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from lakehouse.core.schema import Decimal, ListOf, Scalar, Schema, parsed
 from lakehouse.ingest.formats import identifier, parquet
+
+if TYPE_CHECKING:
+    import duckdb  # what is decided here is decided without it, too
 
 Stats = dict[str, dict[str, Any]]
 
@@ -29,7 +30,9 @@ _UNBOUNDED = {"BLOB", "JSON", "INTERVAL", "UUID", "GEOMETRY"}
 """Types whose bounds mean nothing to people."""
 
 
-def of_parts(connection: duckdb.DuckDBPyConnection, schema: Schema, copied: Sequence[Sequence[Any]]) -> Stats:
+def of_parts(
+    connection: "duckdb.DuckDBPyConnection", schema: Schema, copied: Sequence[Sequence[Any]]
+) -> Stats:
     """Statistics of the files that one COPY wrote; `copied` is what it returned."""
     paths = [str(row[0]) for row in copied]
     rows = sum(int(row[1]) for row in copied)
@@ -72,7 +75,7 @@ def _comparable(type_: str, value: Any) -> Any:
 
 
 def _add_distinct(
-    connection: duckdb.DuckDBPyConnection, schema: Schema, paths: Sequence[str], rows: int, found: Stats
+    connection: "duckdb.DuckDBPyConnection", schema: Schema, paths: Sequence[str], rows: int, found: Stats
 ) -> None:
     names = [f.name for f in schema.fields if f.name in found and f.type not in ("JSON", "INTERVAL")]
     if not names:
@@ -90,7 +93,7 @@ def _add_distinct(
 
 
 def _add_lengths(
-    connection: duckdb.DuckDBPyConnection, schema: Schema, paths: Sequence[str], found: Stats
+    connection: "duckdb.DuckDBPyConnection", schema: Schema, paths: Sequence[str], found: Stats
 ) -> None:
     """Lengths and nulls of list columns: whether an index can be built from one."""
     names = [field.name for field in schema.fields if isinstance(parsed(field.type), ListOf)]

@@ -20,8 +20,9 @@ from pathlib import Path
 import msgspec
 
 from lakehouse.core.errors import LakehouseError
-from lakehouse.ingest.convert import Converter, Limits
+from lakehouse.ingest.convert import Converter
 from lakehouse.ingest.job import Advance, Failed, Message, Task
+from lakehouse.ingest.reading import Limits
 
 NICE = 10
 """Searches and queries of the same machine come first."""

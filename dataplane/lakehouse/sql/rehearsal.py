@@ -14,10 +14,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakehouse.sql import encode, statement
+from lakehouse.core.types import Hit
+from lakehouse.sql import encode, hits, statement
+from lakehouse.sql.ask import split_header
 from lakehouse.sql.encode import Column
 from lakehouse.sql.formats import Format
-from lakehouse.sql.worker import Engine, hit_lists, matrix_of, whole
+from lakehouse.sql.planning import Plan
+from lakehouse.sql.searching import Searches
+from lakehouse.sql.text import without_semicolon
+from lakehouse.sql.wire import Channel, Kind
+from lakehouse.sql.worker import Engine
 
 EXAMPLE_VECTORS, EXAMPLE_DIMENSION, EXAMPLE_ROWS, EXAMPLE_HITS = 8, 384, 32_768, 10
 """Sizes of what is rehearsed: the memory it takes lies ready then, which the kernel need not clear page by page."""
@@ -28,7 +34,9 @@ LATERAL (SELECT * FROM vector_search('i', q.v, k := {EXAMPLE_HITS})) AS s
 """
 REHEARSED_JOIN = f"""
 SELECT p.id, p.section, p.description, s.distance
-FROM vector_search('i', [1.0], k := {EXAMPLE_HITS}) AS s JOIN read_parquet([?]) AS p ON p.id = s.id ORDER BY s.distance
+FROM vector_search('i', [1.0], k := {EXAMPLE_HITS}) AS s JOIN (
+    SELECT * FROM read_parquet([?]) WHERE list_contains(['example-1', 'example-2', 'example-30000'], id)
+) AS p ON p.id = s.id ORDER BY s.distance
 """
 
 
@@ -68,25 +76,36 @@ def rehearse(examples: Examples, engine: Engine, cursor: duckdb.DuckDBPyConnecti
     """Parse, search for each row of a table, join to a larger one, encode; of hits that name nothing."""
     for text in (
         "SELECT a FROM b WHERE c > 1",
-        "SELECT a FROM b, c AS d WHERE e IN (1, 2) ORDER BY f LIMIT 3",
+        "SELECT a, v.id FROM b, c AS d, vector_search('i', d.q, k := 10) v WHERE e IN (1, 2) ORDER BY f LIMIT 3",
+        "SELECT p.a FROM vector_search('i', $q, k := 10) v JOIN b p ON p.id = v.id ORDER BY v.distance",
     ):
-        statement.read(str(cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]))
+        printed = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]
+        plan = Plan(statement.read(str(printed)).tree, {"q": [1.0]})
+        plan.calls(), plan.lookup(), plan.rows(text)
+        without_semicolon(text)
     columns = [Column(name, "VARCHAR") for name in ("a", "b", "c", "d")]
     for sql, path, width in ((REHEARSED_LATERAL, examples.vectors, 3), (REHEARSED_JOIN, examples.rows, 4)):
         yield
-        engine.search = _found_in_rehearsal
+        engine.search = Searches(_Rehearsed())
         cursor.execute(f"DESCRIBE {sql}", [str(path)]).fetchall()
         reader = cursor.execute(sql, [str(path)]).to_arrow_reader(encode.BATCH_ROWS)
-        encode.write(reader, encode.ENCODERS[Format.JSON](columns[:width], lambda data: None), 10, 1 << 20)
+        form = Format.JSON if width == 3 else Format.ARROW
+        encoder = encode.ENCODERS[form](columns[:width], lambda data: None)
+        encode.write(reader, encoder, 10, 1 << 20)
+        encoder.end(False, {})
         engine.search = None
 
 
-def _found_in_rehearsal(index: pa.Array, vectors: pa.Array, *others: pa.Array) -> pa.Array:
-    """What a query does with an answer of the parent."""
-    for column in (index, *others):
-        whole(column).to_pylist()
-    if len(index) > 1:
-        matrix_of(whole(vectors))
-    ids = [f"example-{j}" for j in range(EXAMPLE_HITS)]
-    hits = [[ids, [0.5] * EXAMPLE_HITS, ["{}"] * EXAMPLE_HITS]] * len(index)
-    return hit_lists(orjson.loads(orjson.dumps(hits)))
+class _Rehearsed(Channel):
+    """A parent that finds the same hits whatever is asked."""
+
+    def __init__(self) -> None:
+        self._queries = 0
+
+    def send(self, kind: Kind, payload: bytes | memoryview = b"") -> None:
+        header, body = split_header(bytes(payload))
+        self._queries = len(body) // (4 * orjson.loads(header)["dimension"])
+
+    def receive(self) -> tuple[Kind, bytes]:
+        found = [Hit(f"example-{j}", 0.5, b"{}") for j in range(EXAMPLE_HITS)]
+        return Kind.HITS, hits.packed([found] * self._queries)

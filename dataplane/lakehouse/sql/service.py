@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import orjson
 
 from lakehouse.catalog import Catalog
 from lakehouse.core.errors import (
@@ -36,10 +35,12 @@ from lakehouse.core.manifest import Manifest, parse_reference
 from lakehouse.core.types import Hit, clamped_k
 from lakehouse.runtime import Runtime
 from lakehouse.settings import Settings
+from lakehouse.sql import hits
 from lakehouse.sql.ask import Ask, split_header
 from lakehouse.sql.cache import FileCache
 from lakehouse.sql.errors import QueryCancelled, QueryCrashed, QueryFailed, QueryTimeout
 from lakehouse.sql.execution import Execution, Query, State, Tail
+from lakehouse.sql.planning import FORESEEN_MAX
 from lakehouse.sql.sandbox import ESSENTIAL
 from lakehouse.sql.statement import SQL_BYTES_MAX, TABLES_MAX
 from lakehouse.sql.vectors import VectorSearch
@@ -406,18 +407,20 @@ class _Conversation:
             began = clock()
             try:
                 async with _limit(min(PARSE_S, timeout_s), timeout_s):
-                    names = await self._ask(worker)
+                    names, questions = await self._ask(worker)
                 left_s = timeout_s - (clock() - began)
-                tables = await self._tables(
-                    names, held
-                )  # files that must be fetched first take their own time
+                # Files that must be fetched first take their own time.
+                tables, answers = await asyncio.gather(
+                    self._tables(names, held), self._foreseen(questions, left_s)
+                )
                 async with _limit(left_s, timeout_s):
-                    await worker.send(Kind.OPEN, orjson.dumps(tables))
+                    await worker.send(Kind.OPEN, hits.with_parts(tables, answers))
                     await self._result(worker)
             except (WorkerGone, msgspec.MsgspecError) as error:
                 raise QueryCrashed from error
 
-    async def _ask(self, worker: Worker) -> list[_Named]:
+    async def _ask(self, worker: Worker) -> tuple[list[_Named], list[bytes]]:
+        """The tables that the statement names, and the searches that are known before it runs."""
         query = self._query
         assert query.row_limit is not None
         assert query.byte_limit is not None
@@ -437,10 +440,26 @@ class _Conversation:
             raise self._failed(payload)
         if kind is not Kind.NAMES:
             raise QueryCrashed
-        names = msgspec.json.decode(payload, type=_Names).tables
-        if len(names) > TABLES_MAX:
+        try:
+            told, parts = hits.split_parts(payload)
+            names = msgspec.convert(told, _Names).tables
+        except (ValueError, KeyError, TypeError) as error:
+            raise QueryCrashed from error
+        questions = [part for part in parts if part is not None]
+        if len(names) > TABLES_MAX or len(questions) > FORESEEN_MAX:
             raise QueryCrashed
-        return names
+        return names, questions
+
+    async def _foreseen(self, questions: list[bytes], left_s: float) -> list[bytes | None]:
+        """The answers to searches; None where there is none: the statement asks again if it ever needs it."""
+        return list(await asyncio.gather(*(self._early(one, left_s) for one in questions)))
+
+    async def _early(self, question: bytes, left_s: float) -> bytes | None:
+        try:
+            async with asyncio.timeout(left_s):
+                return hits.packed(await self._service.search(question))
+        except (LakehouseError, TimeoutError, ValueError):
+            return None
 
     async def _tables(self, names: list[_Named], held: contextlib.AsyncExitStack) -> list[dict[str, Any]]:
         """What the worker opens: each table's files, brought here, and its columns."""
@@ -467,7 +486,7 @@ class _Conversation:
         if not manifest.objects and not columns:
             raise Invalid(f"the dataset has no files. name=`{name}`")
         paths = await held.enter_async_context(self._service.cache.files(manifest.objects))
-        return {"name": name, "paths": paths, "columns": columns}
+        return {"name": name, "paths": paths, "columns": columns, "rows": manifest.row_count}
 
     async def _result(self, worker: Worker) -> None:
         """Answer searches and pass the result on, until it ends."""
@@ -510,8 +529,8 @@ class _Conversation:
             found = await self._service.search(payload)
         except LakehouseError as error:
             self._search_error = error
-            return orjson.dumps({"kind": "invalid", "message": error.message})
-        return orjson.dumps([_hit_columns(hits) for hits in found])
+            return hits.refused("invalid", error.message)
+        return hits.packed(found)
 
     def _failed(self, payload: bytes) -> LakehouseError:
         """What the worker says ended the query; a search that failed for reasons of its own keeps them."""
@@ -532,14 +551,6 @@ async def _limit(seconds: float, timeout_s: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise QueryTimeout(timeout_s) from error
-
-
-def _hit_columns(hits: Sequence[Hit]) -> tuple[list[str], list[float], list[str | None]]:
-    return (
-        [hit.id for hit in hits],
-        [hit.distance for hit in hits],
-        [hit.metadata.decode() if hit.metadata else None for hit in hits],
-    )
 
 
 def _not_kept(error: OSError) -> Unavailable:

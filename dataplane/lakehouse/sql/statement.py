@@ -8,7 +8,7 @@ looked at it.  What this module does not do: contain a hostile query; the proces
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SQL_BYTES_MAX = 1 << 20
@@ -154,6 +154,8 @@ class Statement:
     """Where `vector_search` is called."""
     described: bool = False
     """Whether it is a DESCRIBE or SUMMARIZE."""
+    tree: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """As DuckDB printed it; `lakehouse.sql.planning` reads it."""
 
 
 def read(printed: str) -> Statement:
@@ -168,7 +170,7 @@ def read(printed: str) -> Statement:
     if len(statements) != 1:
         raise RefusedError(f"send exactly one SELECT statement. statements=`{len(statements)}`")
     source = statements[0]["node"].get("from_table") or {}
-    return replace(_walked(statements[0]), described=source.get("type") == "SHOW_REF")
+    return replace(_walked(statements[0]), described=source.get("type") == "SHOW_REF", tree=statements[0])
 
 
 def _not_parsed(tree: Mapping[str, Any]) -> RefusedError:

@@ -4,9 +4,9 @@ The process is confined before it reads the text.  It says which tables the text
 those are, closes the door behind them, and runs.  What it does not do: look anything up; its parent does.
 """
 
+import copy
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -18,30 +18,26 @@ from typing import Any, NoReturn
 
 import duckdb
 import numpy as np
-import orjson
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from lakehouse.sql import encode, sandbox, statement
-from lakehouse.sql.ask import Ask, with_header
+from lakehouse.sql import encode, hits, planning, sandbox, searching, statement
+from lakehouse.sql.ask import Ask
 from lakehouse.sql.encode import Column
+from lakehouse.sql.failed import FailedError
+from lakehouse.sql.planning import Call, Lookup, Plan, Rows
+from lakehouse.sql.searching import Searches
 from lakehouse.sql.statement import RefusedError
+from lakehouse.sql.text import MACRO, found, literal, quoted, told, view, without_semicolon
 from lakehouse.sql.wire import Channel, Kind
 
 BUFFER_SHARE = 0.75
 """Of a worker's address space what DuckDB may use for its buffers; the rest is for what it does not count."""
-SEARCHES_AT_ONCE = 1_024
-"""Query vectors in one SEARCH; the vectors API's own bound."""
-SEARCHES_MAX = 65_536
-"""Vector searches of one query."""
-REMEMBERED, REMEMBERED_BYTES = 64, 64 << 10
-"""Answers to searches kept within a query, and the largest question they are kept for."""
 ALARM_SLACK_S = 0.5
 """How long after its deadline the kernel ends a worker that its parent has not ended."""
 HIT = "STRUCT(id VARCHAR, distance DOUBLE, metadata VARCHAR)"
 DESCRIBED = "SELECT * FROM ("
-MACRO = """
-CREATE MACRO vector_search(idx, q, k := 10, filter := NULL) AS TABLE
+SEARCH = f"""{MACRO}
 SELECT hit.id AS id, hit.distance AS distance, hit.metadata::JSON AS metadata
 FROM (SELECT unnest(_vs(
     idx,
@@ -51,16 +47,6 @@ FROM (SELECT unnest(_vs(
     filter
 )) AS hit)
 """
-
-
-class FailedError(Exception):
-    """The query ends here; `kind` is for programs, the message for people."""
-
-    def __init__(self, kind: str, message: str, offset: int | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-        self.offset = offset
 
 
 class Engine:
@@ -97,7 +83,20 @@ class Engine:
             type=PythonUDFType.ARROW,
             null_handling=FunctionNullHandling.SPECIAL,
         )
-        self.root.execute(MACRO)
+        self.root.execute(SEARCH)
+        self._constant = self._serialized("SELECT CAST(NULL AS FLOAT[])")
+
+    def _serialized(self, sql: str) -> dict[str, Any]:
+        row = self.root.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+        assert row is not None
+        tree: dict[str, Any] = json.loads(row[0])
+        return tree
+
+    def constant(self, node: Mapping[str, Any]) -> str:
+        """The serialized statement that makes a vector of a literal list."""
+        tree = copy.deepcopy(self._constant)
+        tree["statements"][0]["node"]["select_list"][0]["child"] = node
+        return json.dumps(tree)
 
     def _search(
         self, index: pa.Array, vectors: pa.Array, items: pa.Array, k: pa.Array, filters: pa.Array
@@ -201,10 +200,15 @@ class _Query:
         self._channel = channel
         self._ask = ask
         self._parameters = _parameters(ask.parameters)
-        self._failure: FailedError | None = None
-        """What a vector search failed with; DuckDB would wrap it beyond recognition."""
-        self._found: dict[bytes, Any] = {}
-        self._searches = 0
+        self._searches = Searches(channel)
+        self._foreseen: list[tuple[Call, bytes]] = []
+        """Calls that the parent answers with the files, and how they are asked."""
+        self._is_of_one = False
+        """Whether the call that is foreseen is the only one."""
+        self._lookup: Lookup | None = None
+        self._rows: Rows | None = None
+        self._notes: list[str] = []
+        """What was done before DuckDB planned, for whoever asks for the plan."""
         self._paths: dict[str, str] = {}
         self._shift = 0
         """Bytes that were put before the statement."""
@@ -219,9 +223,9 @@ class _Query:
         if kind is not Kind.OPEN:
             raise FailedError("internal", f"unexpected frame {kind}")
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-        self._engine.search = self._search
-        self._open(json.loads(payload))
-        self._execute(core)
+        self._engine.search = self._searches
+        tables, answers = hits.split_parts(payload)
+        self._execute(self._open(tables, self._known(answers), core))
 
     # --- parse
 
@@ -231,8 +235,10 @@ class _Query:
         assert printed is not None
         parsed = statement.read(str(printed[0]))
         names = [{"name": table.name, "place": self._place(table.offset)} for table in parsed.tables]
-        self._channel.send(Kind.NAMES, json.dumps({"tables": names}).encode())
-        core = _without_semicolon(sql)
+        self._foresee(Plan(parsed.tree, self._parameters))
+        questions = [asked for _, asked in self._foreseen]
+        self._channel.send(Kind.NAMES, hits.with_parts({"tables": names}, questions))
+        core = without_semicolon(sql)
         if parsed.described:  # DESCRIBE of a DESCRIBE is no statement
             self._shift = len(DESCRIBED)
             core = f"{DESCRIBED}{core})"
@@ -241,23 +247,111 @@ class _Query:
     def _place(self, offset: int | None) -> tuple[int, int] | None:
         return None if offset is None else statement.line_and_column(self._ask.sql, offset)
 
+    def _foresee(self, plan: Plan) -> None:
+        """Note what can be done before DuckDB plans."""
+        for call in plan.calls():
+            asked = {"index": call.index, "k": call.k, "filter": call.filter}
+            if isinstance(call.query, str):
+                self._foreseen.append((call, searching.question(asked, ids=[call.query])))
+            elif (vector := self._vector(call.query)) is not None:
+                self._foreseen.append((call, searching.question(asked, matrix=vector)))
+        self._foreseen = [one for one in self._foreseen if len(one[1]) < searching.REMEMBERED_BYTES]
+        self._is_of_one = plan.is_of_one
+        self._lookup = plan.lookup() if self._foreseen else None
+        self._rows = plan.rows(self._ask.sql)
+
+    def _vector(self, query: Any) -> Any:
+        """The float32 of a parameter, or of a literal list as DuckDB reads it; None for what is no vector."""
+        if isinstance(query, list):
+            with np.errstate(over="ignore"):
+                return np.array([query], np.float64).astype("<f4")
+        try:
+            row = self._cursor.execute(
+                "FROM json_execute_serialized_sql(?)", [self._engine.constant(query)]
+            ).fetchone()
+            return None if row is None or None in row[0] else np.array([row[0]], "<f4")
+        except (duckdb.Error, ValueError, TypeError):
+            return None
+
     # --- open
 
-    def _open(self, tables: Sequence[Mapping[str, Any]]) -> None:
-        """Views over exactly the files given, then no way to any other."""
+    def _known(self, answers: Sequence[bytes | None]) -> list[pa.ListArray | None]:
+        """Answers that came with the files; a call without one asks again, and says what is wrong."""
+        return [
+            None if answer is None else self._searches.know(asked, answer)
+            for (_, asked), answer in zip(self._foreseen, answers, strict=True)
+        ]
+
+    def _open(
+        self, tables: Sequence[Mapping[str, Any]], known: Sequence[pa.ListArray | None], core: str
+    ) -> str:
+        """Views over exactly the files given, then no way to any other; the statement to run over them."""
         paths = [path for table in tables for path in table["paths"]]
         self._engine.seal(paths)
         for table in tables:
             for path in table["paths"]:
                 self._paths[path] = str(table["name"])
-        views = [f"CREATE VIEW {_quoted(table['name'])} AS {_view(table)}" for table in tables]
+        for (call, _), answer in zip(self._foreseen, known, strict=True):
+            if answer is not None:
+                told = f"{len(answer.flatten())} hits, found before the statement ran"
+                self._notes.append(f"vector_search({literal(call.index)}, k := {call.k}): {told}")
+        chosen = self._chosen_rows(tables, known)
+        hidden = self._hidden_column(tables)
+        if hidden:
+            assert self._rows is not None
+            raw = core.encode()
+            core = (raw[: self._rows.start] + self._rows.hidden.encode() + raw[self._rows.end :]).decode()
+        views = [
+            f"CREATE VIEW {quoted(table['name'])} AS "
+            f"{view(table, chosen.get(table['name']), hidden.get(table['name']))}"
+            for table in tables
+        ]
         settings = (
-            f"SET allowed_paths = [{', '.join(map(_literal, paths))}]",
+            f"SET allowed_paths = [{', '.join(map(literal, paths))}]",
             "SET enable_external_access = false",
             *(("SET enable_profiling = 'no_output'",) if self._ask.explain else ()),
             "SET lock_configuration = true",
         )
-        self._do("; ".join((*views, *settings)))
+        self._do("; ".join((*self._answer(known), *views, *settings)))
+        return core
+
+    def _answer(self, known: Sequence[pa.ListArray | None]) -> tuple[str, ...]:
+        """SQL that puts the few hits of the only call in its place, so that no Python runs inside DuckDB."""
+        if not self._is_of_one or len(known) != 1 or known[0] is None:
+            return ()
+        rows = known[0].flatten().to_pylist()
+        if not 0 < len(rows) <= planning.LOOKED_UP_MAX or any("\0" in row["id"] for row in rows):
+            return ()
+        return (found(rows),)
+
+    def _chosen_rows(
+        self, tables: Sequence[Mapping[str, Any]], known: Sequence[pa.ListArray | None]
+    ) -> dict[str, tuple[str, list[str]]]:
+        """By table the column and the ids in it that alone can be in the answer."""
+        if self._lookup is None or len(known) != 1 or known[0] is None:
+            return {}
+        ids = known[0].flatten().field("id").to_pylist()
+        column = _column(tables, self._lookup.table, self._lookup.column)
+        if column is None or column[2] != "VARCHAR" or not 0 < len(ids) <= planning.LOOKED_UP_MAX:
+            return {}
+        if any("\0" in item_id for item_id in ids):  # DuckDB would end a text there
+            return {}
+        self._searches.only_known = True
+        self._notes.append(f"{column[0]}: only rows are read whose {quoted(column[1])} is one of these hits")
+        return {column[0]: (column[1], ids)}
+
+    def _hidden_column(self, tables: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+        """By table the column of vectors that is searched for as lists, and the other name it has then."""
+        if self._rows is None:
+            return {}
+        column = _column(tables, self._rows.table, self._rows.column)
+        if column is None or not planning.is_fixed(column[2]):
+            return {}
+        rows = next(table.get("rows") for table in tables if table["name"] == column[0])
+        if rows is None or rows > searching.SEARCHES_MAX:  # equal vectors far apart would count as two
+            return {}
+        self._notes.append(f"{column[0]}: {quoted(column[1])} is searched for row by row, in batches")
+        return {column[0]: (column[1], self._rows.hidden)}
 
     # --- run
 
@@ -276,7 +370,7 @@ class _Query:
         prefix, suffix = "", ""
         if chosen is not None:
             shown = ", ".join(
-                f"{one} AS {_quoted(column.name)}" for one, column in zip(chosen, columns, strict=True)
+                f"{one} AS {quoted(column.name)}" for one, column in zip(chosen, columns, strict=True)
             )
             names = ", ".join(f"c{j}" for j in range(len(columns)))
             prefix, suffix = f"SELECT {shown} FROM (\n", f"\n) AS result({names})"
@@ -289,7 +383,7 @@ class _Query:
 
     def _plan(self, core: str) -> str:
         rows = self._do(f"EXPLAIN {core}", self._parameters, shift=len("EXPLAIN ")).fetchall()
-        return "\n".join(str(row[1]) for row in rows)
+        return "\n".join((*self._notes, *(self._with_names(str(row[1])) for row in rows)))
 
     def _send_result(
         self, result: duckdb.DuckDBPyConnection, columns: list[Column], plan: str | None, began: float
@@ -327,15 +421,15 @@ class _Query:
         """What DuckDB tells, with names of datasets in place of the files we keep them in."""
         for path, name in self._paths.items():
             text = text.replace(path, name)
-        return text
+        return text if self._rows is None else text.replace(self._rows.hidden, self._rows.column)
 
     def failure(self, error: Exception, shift: int) -> FailedError:
         """What DuckDB says, with its place in the text that was sent."""
-        if self._failure is not None:
-            return self._failure
+        if self._searches.failure is not None:
+            return self._searches.failure
         if isinstance(error, duckdb.OutOfMemoryException):
             return _out_of_memory(self._engine.memory_bytes)
-        message, position = _told(str(error))
+        message, position = told(str(error))
         message = self._with_names(message)
         shift += self._shift if shift else 0
         offset = None if position is None or position < shift else position - shift
@@ -344,68 +438,6 @@ class _Query:
         if isinstance(error, duckdb.InternalException | duckdb.FatalException):
             return FailedError("internal", message.partition("\n")[0])  # a stack trace follows
         return FailedError("invalid", message, offset)
-
-    # --- vector search
-
-    def _search(
-        self, index: pa.Array, vectors: pa.Array, items: pa.Array, k: pa.Array, filters: pa.Array
-    ) -> pa.Array:
-        """`_vs` over a chunk of rows: one list of hits per row."""
-        try:
-            return self._hits(*(whole(column) for column in (index, vectors, items, k, filters)))
-        except FailedError as error:
-            self._failure = error
-            raise
-
-    def _hits(
-        self, index: pa.Array, vectors: pa.Array, items: pa.Array, k: pa.Array, filters: pa.Array
-    ) -> pa.Array:
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for row, key in enumerate(zip(index.to_pylist(), k.to_pylist(), filters.to_pylist(), strict=True)):
-            groups.setdefault(key, []).append(row)
-        self._searches += len(index)
-        if self._searches > SEARCHES_MAX:
-            raise FailedError("invalid", f"a query does at most {SEARCHES_MAX} vector searches")
-        answers: list[Any] = [None] * len(index)
-        for (name, count, wanted), rows in groups.items():
-            if name is None:
-                raise FailedError("invalid", "vector_search needs the name of an index, not NULL")
-            for start in range(0, len(rows), SEARCHES_AT_ONCE):
-                part = rows[start : start + SEARCHES_AT_ONCE]
-                header = {"index": name, "k": count, "filter": wanted}
-                self._fill(answers, part, header, vectors, items)
-        return hit_lists(answers)
-
-    def _fill(
-        self, answers: list[Any], rows: list[int], header: dict[str, Any], vectors: pa.Array, items: pa.Array
-    ) -> None:
-        """Rows whose query is NULL find nothing."""
-        by_id = [row for row in rows if items[row].is_valid]
-        if by_id:
-            rows, body = by_id, b""
-            header["ids"] = items.take(pa.array(by_id)).to_pylist()
-        else:
-            rows = [row for row in rows if vectors[row].is_valid]
-            header["dimension"], body = matrix_of(vectors.take(pa.array(rows, pa.int64())))
-        if rows:
-            for row, hits in zip(rows, self._ask_parent(header, body), strict=True):
-                answers[row] = hits
-
-    def _ask_parent(self, header: dict[str, Any], body: bytes) -> list[Any]:
-        payload = with_header(header, body)
-        key = payload if len(payload) < REMEMBERED_BYTES else b""
-        if key in self._found:  # DuckDB may evaluate a constant call while it plans, and again
-            return self._found[key]  # type: ignore[no-any-return]
-        self._channel.send(Kind.SEARCH, payload)
-        kind, answer = self._channel.receive()
-        if kind is not Kind.HITS:
-            raise FailedError("internal", f"unexpected frame {kind}")
-        found = orjson.loads(answer)
-        if isinstance(found, dict):
-            raise FailedError(found["kind"], found["message"])
-        if key and len(self._found) < REMEMBERED:
-            self._found[key] = found
-        return found  # type: ignore[no-any-return]
 
 
 class _Translated:
@@ -428,88 +460,11 @@ class _Translated:
             raise self._query.failure(error, self._shift) from error
 
 
-# --- text and values
-
-
-def _view(table: Mapping[str, Any]) -> str:
-    """A dataset's rows, as its schema says where it has one.  Names of folders above the files are no columns."""
-    if not table["paths"]:
-        nothing = ", ".join(f"NULL::{kind} AS {_quoted(name)}" for name, kind in table["columns"])
-        return f"SELECT {nothing} WHERE false"
-    files = ", ".join(map(_literal, table["paths"]))
-    columns = ", ".join(
-        f"{_quoted(name)}::{kind} AS {_quoted(name)}" for name, kind in table.get("columns") or ()
-    )
-    union = ", union_by_name = true" if len(table["paths"]) > 1 else ""
-    return f"SELECT {columns or '*'} FROM read_parquet([{files}], hive_partitioning = false{union})"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _without_semicolon(sql: str) -> str:
-    """The one statement, with spaces for what ends it or stands before it, so that places stay."""
-    raw = bytearray(sql.encode())
-    for offset, _ in duckdb.tokenize(sql):
-        if raw[offset] == ord(";"):
-            raw[offset] = ord(" ")
-    return raw.decode()
-
-
-_TOLD = re.compile(r"^[A-Za-z ]*Error: (\{.*\})\s*$", re.DOTALL)
-
-
-def _told(text: str) -> tuple[str, int | None]:
-    """DuckDB's message and position, out of the JSON it wraps them in."""
-    match = _TOLD.match(text)
-    if match is None:
-        return text, None
-    try:
-        told = json.loads(match[1])
-    except ValueError:
-        return text, None
-    position = told.get("position")
-    message = str(told.get("exception_message", text))
-    if not message[1:2].isupper():  # `SELECT` stays
-        message = message[:1].lower() + message[1:]
-    return message, None if position is None else int(position)
-
-
-def whole(column: Any) -> pa.Array:
-    """A column in one piece."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def matrix_of(vectors: pa.Array) -> tuple[int, bytes]:
-    """The dimension and the float32 of vectors that all have it."""
-    lengths = np.diff(vectors.offsets.to_numpy()) if len(vectors) else np.zeros(1, np.int32)
-    if len(set(lengths.tolist())) > 1:
-        raise FailedError("invalid", "vector_search was given vectors of different dimensions")
-    flat = vectors.flatten()
-    if flat.null_count:
-        raise FailedError("invalid", "vector_search was given a vector that holds NULL")
-    return int(lengths[0]), flat.to_numpy(zero_copy_only=False).astype("<f4", copy=False).tobytes()
-
-
-def hit_lists(answers: Sequence[Any]) -> pa.Array:
-    """`[[ids], [distances], [metadata]]` per row, or None, as Arrow lists of structs."""
-    ids: list[str] = []
-    distances: list[float] = []
-    metadata: list[str | None] = []
-    offsets = [0]
-    for one in answers:
-        if one is not None:
-            ids += one[0]
-            distances += one[1]
-            metadata += one[2]
-        offsets.append(len(ids))
-    hits = pa.StructArray.from_arrays(
-        [pa.array(ids, pa.string()), pa.array(distances, pa.float64()), pa.array(metadata, pa.string())],
-        ["id", "distance", "metadata"],
-    )
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), hits)
+def _column(tables: Sequence[Mapping[str, Any]], table: str, column: str) -> tuple[str, str, str] | None:
+    """The table, the column and its type, as they are written where they are defined."""
+    for one in tables:
+        if str(one["name"]).lower() == table.lower():
+            for name, kind in one.get("columns") or ():
+                if str(name).lower() == column.lower():
+                    return str(one["name"]), str(name), str(kind)
+    return None

@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
-from lakehouse.sql import sandbox
+from lakehouse.sql import hits, sandbox
 from lakehouse.sql.ask import Ask
 from lakehouse.sql.formats import Format
 from lakehouse.sql.rehearsal import Examples, rehearse
@@ -108,7 +108,8 @@ def _warm(memory_bytes: int, form: Format, path: Path) -> None:
                 kind, payload = channel.receive()
                 told.append((kind, payload))
                 if kind is Kind.NAMES:
-                    channel.send(Kind.OPEN, json.dumps([{"name": "warm", "paths": [str(path)]}]).encode())
+                    table = {"name": "warm", "paths": [str(path)]}
+                    channel.send(Kind.OPEN, hits.with_parts([table], []))
         except EOFError:
             return
 
