@@ -11,6 +11,7 @@ VENV ?= .venv
 JOBS ?= 2# pytest workers
 KILLS ?= 100# kill -9 per store under `make soak`
 SCHEDULES ?= 200000# simulated worlds under `make soak`
+ENGINE ?=# of `make e2e`: kind, host (as root) or context; kind where it is installed, else host
 ARGS ?=# more arguments for pytest, the demo or the benchmark
 
 BIN := $(VENV)/bin
@@ -18,11 +19,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 LOCKS := .ci/requirements/build.lock .ci/requirements/native.lock .ci/requirements/all.lock
 NATIVE := $(wildcard dataplane/lakehouse/index/*.cpp dataplane/lakehouse/index/*.h)
 UV_VERSION := 0.13.9
+# What only the data plane uses, left out of the operator's image.
+NOT_IN_OPERATOR := duckdb hnswlib httptools pyarrow python-multipart sqlglot uvicorn uvloop
 
-.PHONY: help setup minio demo test soak bench lint format lock clean
+.PHONY: help setup minio demo test soak e2e e2e-soak bench lint format lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## Declare datasets and indexes of 5,000 packages, search, SQL, drain, kill -9, restore; nothing is lost
 	@$(BIN)/python examples/demo.py $(ARGS)
@@ -34,6 +37,12 @@ soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=20
 	@LAKEHOUSE_KILLS=$(KILLS) $(BIN)/python -m pytest -m "soak or kill" --soak -rsfE --durations=10 -s $(ARGS)
 	@LAKEHOUSE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/simulation/test_random_schedules.py \
 	  -n $(JOBS) --timeout 7200 $(ARGS)
+
+e2e: setup ## Run the end-to-end tests on a Kubernetes cluster that is made for it (ENGINE=kind|host|context)
+	@PYTHONPATH=tests $(BIN)/python -m e2e.run $(ENGINE) $(ARGS)
+
+e2e-soak: setup ## Run the long end-to-end tests: kills by the dozen under load, hundreds of resources
+	@PYTHONPATH=tests $(BIN)/python -m e2e.run $(ENGINE) --soak $(ARGS)
 
 bench: setup ## Measure the server beside in-process hnswlib, or with ARGS=lake SQL beside DuckDB alone
 	@$(BIN)/lakehouse bench $(ARGS)
@@ -77,10 +86,13 @@ lock: ## Resolve the dependencies again, for all supported Pythons and machines,
 	@lock() { build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate "$$@"; }; \
 	  lock --group pyproject.toml:build --output-file .ci/requirements/build.lock; \
-	  lock --constraint .ci/requirements/build.lock --extra bench --group pyproject.toml:dev \
+	  lock --constraint .ci/requirements/build.lock --extra bench --extra operator --group pyproject.toml:dev \
 	    --output-file .ci/requirements/all.lock pyproject.toml; \
 	  grep '^hnswlib==' .ci/requirements/all.lock | cut -d' ' -f1 \
-	    | lock --no-deps --output-file .ci/requirements/native.lock -
+	    | lock --no-deps --output-file .ci/requirements/native.lock -; \
+	  lock --constraint .ci/requirements/all.lock --output-file .ci/requirements/dataplane.lock pyproject.toml; \
+	  lock --constraint .ci/requirements/all.lock --extra operator $(addprefix --no-emit-package ,$(NOT_IN_OPERATOR)) \
+	    --output-file .ci/requirements/operator.lock pyproject.toml
 
 clean: ## Remove .venv, caches and builds; data directories stay
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

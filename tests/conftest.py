@@ -5,7 +5,7 @@ Long runs are skipped, and say so, unless `--soak` is given; nothing is deselect
 
 import pytest
 
-pytest_plugins = ["minio_server"]
+pytest_plugins = ["kube_api_server", "minio_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,7 @@ from lakehouse.core.manifest import Manifest, SourceEntry
 from lakehouse.core.schema import Field, Schema
 from lakehouse.embedded.controller import Embedded
 from lakehouse.ingest.spec import IngestResult, IngestSpec, Source
-from lakehouse.server.declared import Parts, WriteGate
+from lakehouse.server.declared import Parts
 from lakehouse.testing.world import Fault, Process, World
 
 API = "lakehouse.agentview.dev/v1alpha1"
@@ -144,7 +144,6 @@ class Lake:
         store, runtime = self.process.store, self.process.runtime
         self.indexes = self.process.indexes
         self.catalog = Catalog(store, runtime)
-        self.gate = WriteGate()
         parts = Parts(
             store,
             runtime,
@@ -152,7 +151,6 @@ class Lake:
             scratch,
             self.indexes,
             self.catalog,
-            self.gate,
         )
         self.embedded = Embedded(parts, convert=convert)
 

@@ -1,12 +1,15 @@
-"""One index over its shards: routes each id to a shard, merges what the shards answer.
+"""One index over its shards, here or elsewhere: routes each id to a shard, merges what the shards answer.
 
 A batch over several shards is atomic per shard; repeating it with its idempotency key completes it.
-What it does not do: durability (`lakehouse.shard`), or knowing which indexes exist (`lakehouse.indexes`).
+What it does not do: durability (`lakehouse.shard`), knowing where a shard is (`lakehouse.placement`) or which indexes
+exist (`lakehouse.indexes`).
 """
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,10 @@ from lakehouse.core.window import RequestResult
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index import predicate
 from lakehouse.index.predicate import Predicate
+from lakehouse.index.shard_index import ShardIndex
+from lakehouse.index.view import IndexView
+from lakehouse.placed_shard import EVENTUAL, STRONG, Ask, Freshness, LocalShard, PlacedShard
+from lakehouse.placement import Placement, placed
 from lakehouse.runtime import Runtime
 from lakehouse.shard import Shard
 from lakehouse.snapshots import SnapshotRef, image_of, write_image
@@ -42,7 +49,6 @@ from lakehouse.store.base import ObjectStore
 
 INLINE_COST_S = 0.001
 """A search estimated below this runs on the event loop: the hop to a worker costs 0.1 to 0.5 ms itself."""
-MIN_POSITION_POLLS = 50
 SCROLL_LIMIT_MAX = 10_000
 
 
@@ -50,24 +56,37 @@ class Collection:
     """An open index."""
 
     def __init__(
-        self, store: ObjectStore, runtime: Runtime, settings: EngineSettings, name: str, record: Incarnation
+        self,
+        store: ObjectStore,
+        runtime: Runtime,
+        settings: EngineSettings,
+        name: str,
+        record: Incarnation,
+        placement: Placement | None = None,
     ) -> None:
+        """`placement` says where its shards are; without it all are in this process."""
         assert record.params is not None
         self.store = store
         self.runtime = runtime
         self.settings = settings
         self.name = name
         self.record = record
-        self._shards = tuple(
-            Shard(store, runtime, settings, name, record, number) for number in range(record.shards)
-        )
+        self._params = record.params
+        self._shards = placed(placement, store, runtime, settings, name, record)
+        self._here = tuple(shard.local for shard in self._shards if shard.local is not None)
+        self._any_strong = (STRONG,) * len(self._shards)
+        self._any_eventual = (EVENTUAL,) * len(self._shards)
+        self._is_whole = len(self._here) == len(self._shards)
+        """Whether every shard is in this process."""
+        self._is_alone = placement is None
+        """Whether what this process writes is here as soon as it is acknowledged."""
         self.naming: set[str] = set()
         """Named snapshots that are being taken."""
-        for shard in self._shards:
+        for shard in self._here:
             shard.published = self._publish
 
     async def open(self) -> None:
-        """Recover every shard from its snapshot and log."""
+        """Recover every shard that is here from its snapshot and log."""
         await asyncio.gather(*(shard.open() for shard in self._shards))
 
     async def close(self) -> None:
@@ -78,7 +97,7 @@ class Collection:
 
     @property
     def params(self) -> IndexParams:
-        return self._shards[0].replica.index.params
+        return self._here[0].replica.index.params if self._here else self._params
 
     @property
     def shards(self) -> int:
@@ -86,8 +105,18 @@ class Collection:
 
     @property
     def shard_list(self) -> tuple[Shard, ...]:
-        """The shards themselves, for metrics and tests."""
-        return self._shards
+        """The shards that this process keeps, for metrics and tests."""
+        return self._here
+
+    def kept(self, number: int) -> LocalShard | None:
+        """A shard of this index, if this process keeps it."""
+        shard = self._shards[number] if number < len(self._shards) else None
+        return shard if isinstance(shard, LocalShard) else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process keeps every shard."""
+        return self._is_whole
 
     @property
     def length(self) -> int:
@@ -115,7 +144,7 @@ class Collection:
 
     @property
     def dropped(self) -> bool:
-        return any(shard.replica.dropped for shard in self._shards)
+        return any(shard.dropped for shard in self._shards)
 
     @property
     def settled(self) -> bool:
@@ -124,6 +153,7 @@ class Collection:
 
     def set_ef_search(self, ef_search: int) -> None:
         """Let searches keep this many candidates by default, from now on, in this process.  Raises `Invalid`."""
+        self._params = replace(self._params, ef_search=ef_search)
         for shard in self._shards:
             shard.set_ef_search(ef_search)
 
@@ -136,13 +166,10 @@ class Collection:
 
     def is_fresh(self, consistency: Consistency, min_position: Position | None) -> bool:
         """Whether a read as asked may answer at once, without waiting for anything."""
-        if min_position is not None and not self._has_reached(min_position):
-            return False
-        if consistency is Consistency.EVENTUAL:
-            for shard in self._shards:
-                shard.poke()
-            return True
-        return all(shard.is_fresh for shard in self._shards)
+        if min_position is None and self._is_whole and consistency is Consistency.STRONG:
+            return all(shard.is_fresh for shard in self._here)
+        wanted = self._freshness(consistency, min_position)
+        return all(shard.is_fresh(each) for shard, each in zip(self._shards, wanted, strict=True))
 
     async def refresh(self, consistency: Consistency, min_position: Position | None = None) -> float:
         """Catch up as far as a read asks; seconds of staleness that remain because the store would not answer.
@@ -150,30 +177,18 @@ class Collection:
         Raises `Unavailable` when `min_position` is not reached within the read deadline, `Conflict` when it belongs
         to an earlier life of the index.
         """
-        if self.is_fresh(consistency, min_position):
-            return 0.0
-        stale_s = await self._refresh_all()
-        if min_position is None:
-            return stale_s
-        for _ in range(MIN_POSITION_POLLS):
-            if self._has_reached(min_position):
-                return stale_s
-            await self.runtime.sleep(self.settings.read_deadline_s / MIN_POSITION_POLLS)
-            stale_s = await self._refresh_all()
-        raise Unavailable(
-            f"position is not reached yet. position=`{min_position}`", outcome=Outcome.NOT_COMMITTED
-        )
+        wanted = self._freshness(consistency, min_position)
+        caught_up = (shard.refresh(each) for shard, each in zip(self._shards, wanted, strict=True))
+        return max(await asyncio.gather(*caught_up))
 
-    async def _refresh_all(self) -> float:
-        deadline_s = self.settings.read_deadline_s
-        return max(await asyncio.gather(*(shard.refresh(deadline_s) for shard in self._shards)))
-
-    def _has_reached(self, wanted: Position) -> bool:
-        if wanted.incarnation == self.record.ends:  # this life began after all of that one
-            return True
-        if wanted.incarnation != self.record.uuid or len(wanted.sequences) != len(self._shards):
-            raise Conflict(f"position belongs to another life of this index. position=`{wanted}`")
-        return all(have >= want for have, want in zip(self.position.sequences, wanted.sequences, strict=True))
+    def _freshness(self, consistency: Consistency, min_position: Position | None) -> Sequence[Freshness]:
+        """What each shard must have seen for a read.  Raises `Conflict` for a position of another life."""
+        strong = consistency is Consistency.STRONG
+        if min_position is None or min_position.incarnation == self.record.ends:  # before this life began
+            return self._any_strong if strong else self._any_eventual
+        if min_position.incarnation != self.record.uuid or len(min_position.sequences) != len(self._shards):
+            raise Conflict(f"position belongs to another life of this index. position=`{min_position}`")
+        return [Freshness(strong, sequence) for sequence in min_position.sequences]
 
     # ---------------------------------------------------------------- writing
 
@@ -205,10 +220,11 @@ class Collection:
         """Delete what matched `filter` when the call began; never a version written after that."""
         wanted = _wanted(filter)
         await self.refresh(Consistency.STRONG)
-        deleted = 0
+        done = WriteResult(length=self.length, position=self.position)
         async for batch, versions in self.chunks(wanted):
-            deleted += (await self.delete_versions(batch.ids, versions)).deleted
-        return WriteResult(deleted=deleted, length=self.length, position=self.position)
+            written = await self.delete_versions(batch.ids, versions)
+            done = replace(written, deleted=done.deleted + written.deleted)
+        return done
 
     def _key(self, idempotency_key: str | None) -> bytes:
         return self.runtime.uuid().bytes if idempotency_key is None else idempotency_key.encode()
@@ -229,34 +245,59 @@ class Collection:
         """
         if len(self._shards) == 1:
             encoded = await self._encoded(whole)
-            return self._written([(await self._shards[0].write(encoded))[0]])
+            return self._written({0: await self._shards[0].write(encoded)})
         digest = (await self._encoded(whole)).digest
         parts = {number: _part(whole, rows) for number, rows in self._rows_by_shard(whole.ids).items()}
-        results = []
+        results: dict[int, tuple[RequestResult, int]] = {}
         if repeatable:
             home = names.shard_of(whole.key.decode(), len(self._shards))
             first = encode_request(parts.pop(home, _part(whole, [])), digest)
-            results.append((await self._shards[home].write(first))[0])
-        answers = await asyncio.gather(
-            *(self._shards[number].write(encode_request(part, digest)) for number, part in parts.items()),
-            return_exceptions=True,
+            results[home] = await self._shards[home].write(first)
+        others = [] if self._is_alone else self._untouched(parts.keys() | results.keys())
+        answers, _ = await asyncio.gather(
+            asyncio.gather(
+                *(self._shards[number].write(encode_request(part, digest)) for number, part in parts.items()),
+                return_exceptions=True,
+            ),
+            asyncio.gather(*(shard.refresh(STRONG) for shard in others), return_exceptions=True),
         )
-        return self._written(results + _all_or_raise(answers, committed=bool(results)))
+        written = _all_or_raise(answers, committed=bool(results))
+        return self._written(results | dict(zip(parts, written, strict=True)))
+
+    def _untouched(self, touched: Set[int]) -> list[PlacedShard]:
+        """The shards whose length a write's answer needs and does not bring."""
+        return [shard for shard in self._shards if shard.number not in touched]
 
     async def _encoded(self, request: Request) -> EncodedRequest:
         if request.vectors is not None and request.vectors.nbytes > 1 << 20:
             return await self.runtime.run_cpu(encode_request, request)
         return encode_request(request)
 
-    def _written(self, results: Sequence[RequestResult]) -> WriteResult:
-        single = len(self._shards) == 1
+    def _written(self, answers: Mapping[int, tuple[RequestResult, int]]) -> WriteResult:
+        assert self.record.uuid is not None
+        results = [result for result, _ in answers.values()]
+        positions = [
+            max(shard.position, answers[shard.number][1]) if shard.number in answers else shard.position
+            for shard in self._shards
+        ]
         return WriteResult(
             added=sum(result.added for result in results),
             skipped=sum(result.skipped for result in results),
             deleted=sum(result.deleted for result in results),
-            length=results[0].length if single else self.length,
-            position=self.position,
+            length=self._length_after(answers),
+            position=Position(self.record.uuid, tuple(positions)),
             replayed=all(result.replayed for result in results),
+        )
+
+    def _length_after(self, answers: Mapping[int, tuple[RequestResult, int]]) -> int:
+        """Of one shard what the request left; of several today's, where another process wrote what it says."""
+        if len(self._shards) == 1:
+            return answers[0][0].length
+        return sum(
+            answers[shard.number][0].length
+            if shard.number in answers and shard.position < answers[shard.number][1]
+            else len(shard)
+            for shard in self._shards
         )
 
     # ---------------------------------------------------------------- reading
@@ -278,7 +319,9 @@ class Collection:
         """
         self._check_queries(queries)
         wanted = _wanted(filter)
-        cost_s = sum(shard.replica.index.estimated_cost_s(len(queries), k, wanted) for shard in self._shards)
+        if not self._is_whole:
+            return None
+        cost_s = sum(shard.replica.index.estimated_cost_s(len(queries), k, wanted) for shard in self._here)
         if cost_s > INLINE_COST_S:
             return None
         return self._merged(
@@ -291,7 +334,7 @@ class Collection:
                     include_metadata=include_metadata,
                     include_vectors=include_vectors,
                 )
-                for shard in self._shards
+                for shard in self._here
             ],
             k,
         )
@@ -311,26 +354,15 @@ class Collection:
     ) -> SearchResult:
         """The k nearest items of each query, nearest first."""
         self._check_queries(queries)
-        wanted = _wanted(filter)
-        stale_s = await self.refresh(consistency, min_position)
-        position = self.position
-        parts = await asyncio.gather(
-            *(
-                self.runtime.run_cpu(
-                    shard.replica.index.view().search,
-                    queries,
-                    k,
-                    ef=ef,
-                    predicate=wanted,
-                    exact=exact,
-                    include_metadata=include_metadata,
-                    include_vectors=include_vectors,
-                )
-                for shard in self._shards
-            )
+        ask = Ask(k, ef, _wanted(filter), exact, include_metadata, include_vectors)
+        fresh = self._freshness(consistency, min_position)
+        found = await asyncio.gather(
+            *(shard.search(queries, ask, each) for shard, each in zip(self._shards, fresh, strict=True))
         )
-        merged = self._merged(parts, k)
-        return SearchResult(merged.hits, merged.plan, position, stale_s)
+        merged = self._merged([each.result for each in found], k)
+        assert self.record.uuid is not None
+        position = Position(self.record.uuid, tuple(each.position for each in found))
+        return SearchResult(merged.hits, merged.plan, position, max(each.stale_s for each in found))
 
     def _check_queries(self, queries: Vectors) -> None:
         if queries.ndim != 2 or queries.shape[1] != self.params.dimension:
@@ -371,7 +403,7 @@ class Collection:
     ) -> Item:
         """One item.  Raises `NotFound`."""
         await self.refresh(consistency, min_position)
-        found = self._shards[names.shard_of(item_id, len(self._shards))].replica.index.item(item_id)
+        found = await self._shards[names.shard_of(item_id, len(self._shards))].item(item_id)
         if found is None:
             raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`")
         return found
@@ -390,12 +422,7 @@ class Collection:
             raise Invalid(f"limit must be from 1 to {SCROLL_LIMIT_MAX}. limit=`{limit}`")
         wanted = _wanted(filter)
         await self.refresh(consistency, min_position)
-        return self._scroll(after, limit, wanted)
-
-    def _scroll(
-        self, after: str | None, limit: int, wanted: Predicate | None
-    ) -> tuple[list[Item], str | None]:
-        pages = [shard.replica.index.scroll(after, limit, wanted) for shard in self._shards]
+        pages = await asyncio.gather(*(shard.scroll(after, limit, wanted) for shard in self._shards))
         if len(pages) == 1:
             return pages[0]
         items = sorted((item for page, _ in pages for item in page), key=lambda item: item.id)
@@ -413,7 +440,7 @@ class Collection:
         """Items, or those that match `filter`."""
         wanted = _wanted(filter)
         await self.refresh(consistency, min_position)
-        return sum(shard.replica.index.count(wanted) for shard in self._shards)
+        return sum(await asyncio.gather(*(shard.count(wanted) for shard in self._shards)))
 
     async def recall(self, samples: int = 100, k: int = 10, ef: int | None = None) -> dict[str, object]:
         """Search for sampled stored vectors and compare with the exact answer (ties count as right)."""
@@ -431,11 +458,8 @@ class Collection:
         return {"samples": len(queries), "k": k, "recall": right / total if total else None}
 
     async def _sampled(self, samples: int) -> Vectors:
-        found = []
-        for shard in self._shards:
-            share = min(len(shard), -(-samples // len(self._shards)))
-            ordinals = sorted(self.runtime.random().sample(range(len(shard)), share))
-            found.append(shard.replica.index.view().vectors_at(ordinals))
+        share = -(-samples // len(self._shards))
+        found = await asyncio.gather(*(shard.sample(share) for shard in self._shards))
         sampled = np.concatenate(found)
         if self.params.distance is Distance.COSINE:  # an adopted file may hold vectors without a direction
             sampled = sampled[np.einsum("ij,ij->i", sampled, sampled, dtype=np.float64) >= TINY_SQUARED_NORM]
@@ -444,19 +468,13 @@ class Collection:
     async def stats(self) -> dict[str, object]:
         """What is in memory and what the log holds, per shard, after every write acknowledged before."""
         await self.refresh(Consistency.STRONG)
-        from dataclasses import asdict
-
+        shards = await asyncio.gather(*(shard.stats() for shard in self._shards))
         return {
             "params": self.params.to_json() | {"ef_construction": self.params.ef_construction},
             "length": self.length,
             "position": str(self.position),
             "settled": self.settled,
-            "shards": [
-                asdict(shard.replica.index.stats())
-                | {"log_bytes": shard.replica.log_bytes, "position": shard.position, "damage": shard.damage}
-                | asdict(shard.counters)
-                for shard in self._shards
-            ],
+            "shards": list(shards),
         }
 
     # -------------------------------------------------------------- snapshots
@@ -467,10 +485,7 @@ class Collection:
         Raises `Conflict` if the name is taken.
         """
         if name is None:
-            refs = await asyncio.gather(*(shard.snapshot() for shard in self._shards))
-            return self._described(
-                None, [self._file(shard, ref) for shard, ref in zip(self._shards, refs, strict=True)]
-            )
+            return self._described(None, await asyncio.gather(*(shard.snapshot() for shard in self._shards)))
         return await self._named_snapshot(named.checked_name(name))
 
     async def _named_snapshot(self, name: str) -> dict[str, object]:
@@ -500,10 +515,6 @@ class Collection:
         await self.store.create(record, named.encode(name, files))
         return self._described(name, files)
 
-    def _file(self, shard: Shard, ref: SnapshotRef) -> named.NamedFile:
-        digest = shard.replica.digest_at(ref.covered) or b""
-        return named.NamedFile(shard.number, ref.key, ref.covered, digest.hex(), ref.size)
-
     def _described(self, name: str | None, files: Sequence[named.NamedFile]) -> dict[str, object]:
         assert self.record.uuid is not None
         return {
@@ -520,14 +531,28 @@ class Collection:
                 raise Invalid(
                     f"only an index of one shard exports to one version 3 file. shards=`{len(self._shards)}`"
                 )
-            await self.runtime.run_cpu(_write_v3, path, image_of(self._shards[0].replica))
+            if not self._is_whole:
+                raise Invalid("version 3 is exported by a process that keeps the index, or from the bucket")
+            await self.runtime.run_cpu(_write_v3, path, image_of(self._here[0].replica))
         elif version == 2:
             from lakehouse import legacy_export
 
-            views = [shard.replica.index.view() for shard in self._shards]
+            views = [await self._view(shard) for shard in self._shards]
             await self.runtime.run_background(legacy_export.export_v2, path, self.params, views)
         else:
             raise Invalid(f"snapshots are exported as version 2 or 3. version=`{version}`")
+
+    async def _view(self, shard: PlacedShard) -> IndexView:
+        """What a shard holds; of one that is elsewhere a copy."""
+        if shard.local is not None:
+            return shard.local.replica.index.view()
+        copy = ShardIndex(self.params, self.settings.index, self.settings.scratch)
+        versions = 1
+        async with shard.chunks(None) as chunks:
+            async for batch, _ in chunks:
+                copy.upsert(batch, versions)
+                versions += len(batch)
+        return copy.view()
 
     async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
         """Copy the newest snapshot to where the old system's tools look; never trusted for recovery.
@@ -536,7 +561,7 @@ class Collection:
         """
         if len(self._shards) != 1:
             return
-        await self._shards[0].snapshots.put(names.compatibility_key(self.name), content)
+        await self._here[0].snapshots.put(names.compatibility_key(self.name), content)
         shown = compatibility.Shown(self.record.number, ref.key)
         await compatibility.settle(self.store, self.runtime, self.settings, self.name, shown)
 
@@ -544,10 +569,11 @@ class Collection:
 
     async def chunks(self, wanted: Predicate | None = None) -> AsyncIterator[tuple[Batch, tuple[int, ...]]]:
         """The items that match, with their versions, a thousand at a time, as of the moment this begins."""
-        views = [shard.replica.index.view() for shard in self._shards]
-        for view in views:
-            for chunk in view.items(wanted):
-                yield Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata)), tuple(chunk.versions)
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(shard.chunks(wanted)) for shard in self._shards]
+            for stream in streams:
+                async for chunk in stream:
+                    yield chunk
 
     async def drop(self) -> None:
         """Put a DROP entry into every shard's log; repeated until all have one, it is done.
@@ -597,14 +623,14 @@ def _part(whole: Request, rows: list[int]) -> Request:
 
 def _all_or_raise(
     answers: Sequence[tuple[RequestResult, int] | BaseException], *, committed: bool
-) -> list[RequestResult]:
-    """The results; else one error that tells the truth about all parts.
+) -> list[tuple[RequestResult, int]]:
+    """The results with their positions; else one error that tells the truth about all parts.
 
     If any part is there, or may be, the whole is `unknown`: repeating it with its key completes it.
     """
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
     if not errors:
-        return [answer[0] for answer in answers if not isinstance(answer, BaseException)]
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
     partly = committed or len(errors) < len(answers)
     in_doubt = any(isinstance(error, Unavailable) and error.outcome is Outcome.UNKNOWN for error in errors)
     if partly or in_doubt:

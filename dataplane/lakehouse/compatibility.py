@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lakehouse import incarnations
 from lakehouse.core import names
-from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST
+from lakehouse.core.entry import FIRST_ENTRY_VERSION, NO_DIGEST
 from lakehouse.core.errors import NotFound
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.lhv1 import Covered
@@ -95,7 +95,7 @@ def _empty_image(record: Incarnation) -> bytes:
     assert record.uuid is not None
     assert record.params is not None
     index = ShardIndex(record.params)
-    covered = Covered(record.uuid, 0, 0, 0, NO_DIGEST, 0, ENTRY_VERSION)
+    covered = Covered(record.uuid, 0, 0, 0, NO_DIGEST, 0, FIRST_ENTRY_VERSION)
     out = io.BytesIO()
     write_image(out, Image(record.params, covered, 0, index.view(), IdempotencyWindow().to_bytes()))
     return out.getvalue()

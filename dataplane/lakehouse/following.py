@@ -8,8 +8,9 @@ chain, is answered by a newer snapshot or by refusing, never by truncating.  Wha
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lakehouse.core.entry import Entry, Kind
+from lakehouse.core.entry import ALL_CARRIED, Entry, Kind
 from lakehouse.core.errors import Corrupt, Dropped, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.engine_settings import EngineSettings
@@ -80,6 +81,9 @@ class Follower:
         self.params = record.params
         self.incarnation = record.uuid
         self.seeded = record.seeded
+        self.entry_version = record.entry_version
+        self.continues = record.continues
+        """What this log takes over of others before it takes writes of its own."""
         self.number = number
         self.writer = runtime.uuid()
         """Who this is in the entries it writes."""
@@ -101,9 +105,16 @@ class Follower:
         self._next_round: asyncio.Task[None] | None = None
         self._known_at = runtime.monotonic()
         self._closing = False
+        self.lingers = False
+        """Whether reads go on after the log's end, until what replaces it is loaded."""
         self._backoff = Backoff(most_s=settings.probe_interval_s)
 
     # ---------------------------------------------------------------- reading
+
+    @property
+    def begun(self) -> bool:
+        """Whether the log has taken over all that it continues; nobody is served from it before."""
+        return self.continues is None or self.replica.carried == ALL_CARRIED
 
     @property
     def position(self) -> int:
@@ -128,6 +139,8 @@ class Follower:
 
         Raises `Corrupt` when the log is damaged, `NotFound` when the index was dropped.
         """
+        if self.lingers and self.replica.dropped:
+            return max(self.runtime.monotonic() - self._known_at, 0.001)
         if self.store.exclusive:
             self._refuse_damage()
             return 0.0
@@ -177,7 +190,7 @@ class Follower:
         """Wait for a catch-up that others may wait for too; `close` may cancel it, which is no cancellation of ours."""
         await asyncio.wait([round_])
         if round_.cancelled():
-            self._refuse_dropped()
+            self.refuse_dropped()
             raise Unavailable("shutting down", outcome=Outcome.NOT_COMMITTED)
         round_.result()
 
@@ -207,8 +220,9 @@ class Follower:
             async with self._chain:
                 await self._advance()
         self._read_failures = 0
-        self._known_at = began
-        self._refuse_dropped()
+        if not (self.lingers and self.replica.dropped):
+            self._known_at = began
+            self.refuse_dropped()
 
     def _refuse_damage(self) -> None:
         """Refuse, and look again in the background: a bad read may have been the store's passing trouble."""
@@ -216,7 +230,8 @@ class Follower:
             self._look_again(self.runtime.monotonic())
             raise Corrupt(self.damage)
 
-    def _refuse_dropped(self) -> None:
+    def refuse_dropped(self) -> None:
+        """Raises `Dropped` when the log has ended."""
         if self.replica.dropped:
             raise Dropped(f"index was dropped. name=`{self.params.name}`")
 
@@ -267,6 +282,7 @@ class Follower:
             self.counters.restarts += 1
             replica = await self._from_snapshot()
         self.replica = await self._advanced(replica)
+        self.replica.entry_version = self.entry_version
         self.set_ef_search(self.params.ef_search)
         self._forked = False
         self.damage = None
@@ -352,7 +368,7 @@ class Follower:
         return _Trouble("an entry is off the chain", found.header.seq, void)
 
 
-def observe(task: "asyncio.Task[None]") -> None:
+def observe(task: "asyncio.Task[Any]") -> None:
     """Take a background task's error so that it is not reported as never retrieved; waiters see it too."""
     if (
         not task.cancelled()

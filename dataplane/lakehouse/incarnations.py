@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 8
 BACKOFF = Backoff()
+SETTLES_MAX = 1_000
+SETTLE_BACKOFF = Backoff(first_s=0.2, most_s=60.0)
 
 
 async def current(store: ObjectStore, name: str) -> Incarnation | None:
@@ -27,6 +29,11 @@ async def current(store: ObjectStore, name: str) -> Incarnation | None:
     return incarnation.decode(await _read(store, infos[-1].key))
 
 
+async def exists(store: ObjectStore, name: str) -> bool:
+    """Whether a name was ever used."""
+    return bool(await store.list(names.incarnation_prefix(name), limit=1))
+
+
 async def newest(store: ObjectStore, name: str) -> tuple[int, bytes]:
     """The number and bytes of the record that counts, readable or not.  Raises `NotFound`."""
     infos = await store.list(names.incarnation_prefix(name))
@@ -35,16 +42,34 @@ async def newest(store: ObjectStore, name: str) -> tuple[int, bytes]:
     return names.incarnation_number(infos[-1].key), await _read(store, infos[-1].key)
 
 
+async def every(store: ObjectStore, name: str) -> list[Incarnation]:
+    """All records of a name, in order; of a damaged one what can be read.  Raises `Corrupt` for a newer release's."""
+    infos = await store.list(names.incarnation_prefix(name))
+    return [_salvaged(names.incarnation_number(info.key), await _read(store, info.key)) for info in infos]
+
+
+def _salvaged(number: int, data: bytes) -> Incarnation:
+    try:
+        return incarnation.decode(data)
+    except Corrupt:
+        said = incarnation.salvaged(data)
+        return Incarnation(number, said.uuid, None, said.shards)
+
+
 async def before(store: ObjectStore, name: str, record: Incarnation) -> Incarnation:
     """The record of the life that `record` replaces.  Raises `Corrupt` when it is not there as it should be."""
-    data = await _read(store, names.incarnation_key(name, record.number - 1))
-    try:
-        found = incarnation.decode(data)
-    except Corrupt:  # its uuid is known; how many shards it had, perhaps
-        return replace(record, uuid=record.ends, shards=incarnation.salvaged(data).shards, ends=None)
-    if found.uuid != record.ends:
-        raise Corrupt(f"a record replaces another life than the one before it. name=`{name}`")
-    return found
+    for number in range(record.number - 1, -1, -1):
+        data = await _read(store, names.incarnation_key(name, number))
+        try:
+            found = incarnation.decode(data)
+        except Corrupt:  # its uuid is known; how many shards it had, perhaps
+            shards = incarnation.salvaged(data).shards
+            return replace(record, uuid=record.ends, shards=shards, ends=None, continues=None)
+        if found.uuid == record.ends:
+            return found
+        if found.uuid != record.uuid:
+            break
+    raise Corrupt(f"a record replaces another life than the one before it. name=`{name}`")
 
 
 async def _read(store: ObjectStore, key: str) -> bytes:
@@ -59,18 +84,39 @@ async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarn
 
     Raises `Conflict` if another one is there, and `Unavailable`: `unknown` as soon as one attempt may have landed.
     """
-    key = names.incarnation_key(name, record.number)
-    data = incarnation.encode(record)
+    await create_at(store, runtime, names.incarnation_key(name, record.number), incarnation.encode(record))
+
+
+async def settle(store: ObjectStore, runtime: Runtime, name: str, record: Incarnation) -> bool:
+    """Go on after `create` was in doubt until the slot holds a record for certain; whether it is this one.
+
+    The same bytes are put again, as into a log's slot: a PUT that nobody waits for any more may land at any time, but
+    not in a slot that is taken.  Raises `Unavailable` when the store stays away for about half a day.
+    """
+    for attempt in range(SETTLES_MAX):
+        try:
+            await create(store, runtime, name, record)
+            return True
+        except Conflict:
+            return False
+        except Unavailable as error:
+            logger.warning("a record is still in doubt. index=%s error=%s", name, error)
+        await runtime.sleep(SETTLE_BACKOFF.delay_s(attempt, runtime))
+    raise Unavailable(f"the store did not settle the index's record. name=`{name}`")
+
+
+async def create_at(store: ObjectStore, runtime: Runtime, key: str, data: bytes) -> None:
+    """Create an object; done when the store holds exactly these bytes.  Raises as `create` does."""
     doubt = False
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await _create_once(store, key, data)
         except Unavailable as error:
             doubt = doubt or error.outcome is Outcome.UNKNOWN
-            logger.warning("record is in doubt. key=%s attempt=%s error=%s", key, attempt, error)
+            logger.warning("an object is in doubt. key=%s attempt=%s error=%s", key, attempt, error)
         await runtime.sleep(BACKOFF.delay_s(attempt, runtime))
     raise Unavailable(
-        f"the store did not confirm the index's record. name=`{name}`",
+        f"the store did not confirm what was put. key=`{key}`",
         outcome=Outcome.UNKNOWN if doubt else Outcome.NOT_COMMITTED,
     )
 
@@ -81,7 +127,7 @@ async def _create_once(store: ObjectStore, key: str, data: bytes) -> None:
         await store.create(key, data)
         return
     except Conflict:
-        doubt = Unavailable(f"the store refuses a record that it does not list. key=`{key}`")
+        doubt = Unavailable(f"the store refuses what it does not list. key=`{key}`")
     except Unavailable as error:
         if error.outcome is Outcome.NOT_COMMITTED:
             raise
@@ -89,4 +135,4 @@ async def _create_once(store: ObjectStore, key: str, data: bytes) -> None:
     if not await store.list(key):
         raise doubt
     if await _read(store, key) != data:
-        raise Conflict(f"another life of this index was there first. key=`{key}`")
+        raise Conflict(f"another was there first. key=`{key}`")

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 
 from lakehouse.core import lhv1
 from lakehouse.core.legacy import Graph, Layer
 from lakehouse.core.types import Distance, IndexParams, Vectors
+from lakehouse.index.native import hnswlib
 from lakehouse.index.view import IndexView
 
 Longs = npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ def build_graph(params: IndexParams, vectors: Vectors, *, threads: int = 1) -> G
     return Graph(tuple(layers))
 
 
-def _built(params: IndexParams, vectors: Vectors, threads: int) -> hnswlib.Index:
+def _built(params: IndexParams, vectors: Vectors, threads: int) -> Any:
     index = hnswlib.Index("cosine" if params.distance is Distance.COSINE else "l2", params.dimension)
     ef = max(params.ef_construction, EF_CONSTRUCTION_MIN)
     index.init_index(len(vectors), ef_construction=ef, M=params.m, random_seed=SEED)
@@ -106,7 +106,7 @@ def _labels(state: dict[str, Any]) -> Longs:
     return labels
 
 
-def _levels(index: hnswlib.Index) -> Longs:
+def _levels(index: Any) -> Longs:
     """The highest layer of each row."""
     state = index.__getstate__()[0]
     levels = np.empty(state["cur_element_count"], dtype=np.int64)
@@ -114,7 +114,7 @@ def _levels(index: hnswlib.Index) -> Longs:
     return levels
 
 
-def _layer(params: IndexParams, index: hnswlib.Index, rows: Longs, vectors: Vectors, threads: int) -> Layer:
+def _layer(params: IndexParams, index: Any, rows: Longs, vectors: Vectors, threads: int) -> Layer:
     """The links of `index` and the nearest rows, both ways: whoever is near a row leads to it."""
     size = len(rows)
     pairs = [_links(index)]
@@ -131,7 +131,7 @@ def _layer(params: IndexParams, index: hnswlib.Index, rows: Longs, vectors: Vect
     return Layer(rows.astype(np.uint32), starts, rows[target[other]].astype(np.uint32))
 
 
-def _links(index: hnswlib.Index) -> Longs:
+def _links(index: Any) -> Longs:
     """Pairs of linked rows on layer 0, as source · size + target.
 
     The library keeps a line of uint32 per row: a count whose upper half holds flags, room for the links, the
@@ -149,7 +149,7 @@ def _links(index: hnswlib.Index) -> Longs:
     return pairs
 
 
-def _nearest(index: hnswlib.Index, chunk: Vectors, count: int, threads: int) -> Longs:
+def _nearest(index: Any, chunk: Vectors, count: int, threads: int) -> Longs:
     """`count` nearest rows of each row of `chunk`; fewer where equal vectors leave parts unreachable."""
     while count:
         try:

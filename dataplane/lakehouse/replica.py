@@ -8,7 +8,18 @@ import enum
 from dataclasses import dataclass
 from uuid import UUID
 
-from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST, EncodedRequest, Entry, Kind, Operation, Request
+from lakehouse.core.entry import (
+    ALL_CARRIED,
+    FIRST_ENTRY_VERSION,
+    NO_DIGEST,
+    Cursor,
+    EncodedRequest,
+    Entry,
+    Kind,
+    Operation,
+    Request,
+    cursor_of,
+)
 from lakehouse.core.errors import Corrupt
 from lakehouse.core.lhv1 import Covered
 from lakehouse.core.types import IndexParams
@@ -62,6 +73,9 @@ class Replica:
         self.epoch = 0
         self.operations = 0
         self.dropped = False
+        self.carried: Cursor | None = None
+        """How far a life that continues another has taken it over; nobody snapshots one that has not, wholly."""
+        self.entry_version = FIRST_ENTRY_VERSION
         self.base = 0
         """The position this replica started from: its snapshot's."""
         self.slots: dict[int, SlotFacts] = {0: SlotFacts(None, NO_DIGEST, 0)}
@@ -110,6 +124,7 @@ class Replica:
 
     def _apply_request(self, encoded: EncodedRequest, first_version: int) -> RequestResult:
         request = encoded.request
+        self.carried = cursor_of(request.key) or self.carried
         known = self.window.find(request.key, encoded.digest)
         if known is not None:
             return known
@@ -143,7 +158,7 @@ class Replica:
             epoch=self.epoch,
             digest=self.digest,
             operations=self.operations,
-            entry_version=ENTRY_VERSION,
+            entry_version=self.entry_version,
         )
 
     def start_from(self, covered: Covered) -> None:
@@ -152,12 +167,19 @@ class Replica:
         self.digest = covered.digest
         self.epoch = covered.epoch
         self.operations = covered.operations
+        self.entry_version = covered.entry_version
+        self.carried = ALL_CARRIED if covered.sequence else None
         self.slots = {covered.sequence: SlotFacts(None, covered.digest, 0)}
 
     def digest_at(self, seq: int) -> bytes | None:
         """The chain's digest at a position, None where it is not known any more."""
         facts = self.slots.get(seq)
         return None if facts is None else facts.digest
+
+    @property
+    def snapshot_position(self) -> int:
+        """The position of the newest snapshot this process heard of; 0 for none."""
+        return self._covered
 
     def snapshot_heard_of(self, covered: int) -> None:
         """A snapshot covers the log up to `covered`: what lies below the one before it is never asked for again."""

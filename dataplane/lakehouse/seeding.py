@@ -4,9 +4,8 @@ It stands at position 0 under a fresh uuid that no record names yet, so until th
 what fails leaves files that mean nothing.  What this module does not do: records (`lakehouse.indexes`).
 """
 
-import asyncio
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -15,7 +14,7 @@ import numpy as np
 
 from lakehouse import background
 from lakehouse.core import lhv1, names
-from lakehouse.core.entry import ENTRY_VERSION, NO_DIGEST
+from lakehouse.core.entry import FIRST_ENTRY_VERSION, NO_DIGEST
 from lakehouse.core.errors import Corrupt, Invalid, NotFound
 from lakehouse.core.lhv1 import Covered
 from lakehouse.core.types import (
@@ -27,14 +26,11 @@ from lakehouse.core.types import (
     IndexParams,
     check_vectors,
 )
-from lakehouse.core.window import IdempotencyWindow
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.shard_index import ShardIndex
 from lakehouse.runtime import Runtime
 from lakehouse.snapshots import Image, ShardSnapshots, fetched
 from lakehouse.store.base import ObjectStore
-
-DELETES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +40,8 @@ class Seed:
     index: ShardIndex
     operations: int
     """What its item versions count up to; those of later writes count on."""
+    window: bytes = b""
+    """The requests that it has seen, as a snapshot holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,10 @@ class Filling:
         *,
         last_wins: bool = False,
         trusted: bool = False,
+        only: int | None = None,
     ) -> None:
-        """`last_wins`: of an id given twice the last is kept.  `trusted`: the vectors were checked before."""
+        """`last_wins`: of an id given twice the last is kept.  `trusted`: the vectors were checked before.  `only`: the
+        one shard that is filled; rows of others are passed over."""
         self.params = params
         self.rows = 0
         """Rows taken so far; an id that came twice counts twice."""
@@ -81,6 +81,7 @@ class Filling:
         self._settings = settings
         self._last_wins = last_wins
         self._trusted = trusted
+        self._only = only
         self._indexes = [ShardIndex(params, settings.index, settings.scratch) for _ in range(shards)]
         self._operations = [0] * shards
 
@@ -94,6 +95,8 @@ class Filling:
         if not self._last_wins:
             self._refuse_duplicates(batch)
         for number, rows in self._rows_by_shard(batch.ids).items():
+            if not rows:
+                continue
             part = _picked(batch, rows)
             self._indexes[number].upsert(part, self._operations[number] + 1)
             self._operations[number] += len(part)
@@ -102,7 +105,10 @@ class Filling:
     def _refuse_duplicates(self, batch: Batch) -> None:
         seen: set[str] = set()
         for j, item_id in enumerate(batch.ids):
-            known = self._indexes[self._shard_of(item_id)].version(item_id) is not None
+            shard = self._shard_of(item_id)
+            if self._only not in (None, shard):
+                continue
+            known = self._indexes[shard].version(item_id) is not None
             if known or item_id in seen:
                 raise Invalid(f"row {self.rows + j}: an id occurs twice in the source. id=`{item_id}`")
             seen.add(item_id)
@@ -113,15 +119,15 @@ class Filling:
         rows: dict[int, list[int]] = {}
         for item_id, j in last.items():
             rows.setdefault(self._shard_of(item_id), []).append(j)
-        return rows
+        return rows if self._only is None else {self._only: rows.get(self._only, [])}
 
     def _shard_of(self, item_id: str) -> int:
         return names.shard_of(item_id, len(self._indexes)) if len(self._indexes) > 1 else 0
 
-    async def settled(self) -> list[Seed]:
+    async def settled(self, only: int | None = None) -> list[Seed]:
         """What was taken, with its graphs built; it is handed over, and nothing may be added any more."""
         indexes, self._indexes = self._indexes, []
-        for index in indexes:
+        for index in indexes if only is None else [indexes[only]]:
             await background.settle(index, self._runtime, self._settings.build_threads)
         return [Seed(index, count) for index, count in zip(indexes, self._operations, strict=True)]
 
@@ -260,6 +266,31 @@ def _batches(index: ShardIndex) -> Iterator[Batch]:
         yield Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata))
 
 
+def check_same_kind(old: IndexParams, new: IndexParams) -> None:
+    """What no rebuild changes.  Raises `Invalid`."""
+    if (old.dimension, old.distance) != (new.dimension, new.distance):
+        raise Invalid(f"the dimension and distance of an index never change. name=`{new.name}`")
+
+
+async def rebuilt(
+    runtime: Runtime,
+    settings: EngineSettings,
+    image: Image,
+    params: IndexParams,
+    progress: Callable[[int], None] | None = None,
+) -> Seed:
+    """A shard as an image shows it, with its versions and the requests it has seen, linked by other parameters."""
+    index = ShardIndex(params, settings.index, settings.scratch)
+    chunks = image.view.items()
+    while (chunk := await runtime.run_cpu(next, chunks, None)) is not None:
+        batch = Batch(tuple(chunk.ids), chunk.vectors, tuple(chunk.metadata))
+        await runtime.run_cpu(index.put_back, batch, chunk.versions)
+        if progress is not None:
+            progress(len(batch))
+    await background.settle(index, runtime, settings.build_threads)
+    return Seed(index, image.covered.operations, image.window)
+
+
 # ---------------------------------------------------------------- into the store
 
 
@@ -271,18 +302,17 @@ async def write(
     uuid: UUID,
     shard: int,
     seed: Seed,
+    writer: UUID | None = None,
 ) -> None:
-    """Put one shard's content as a snapshot at position 0, and read it back.  Raises `Corrupt`, `Unavailable`."""
-    covered = Covered(uuid, shard, 0, 0, NO_DIGEST, seed.operations, ENTRY_VERSION)
+    """Put one shard's content as a snapshot at position 0, and read it back.  Raises `Corrupt`, `Unavailable`.
+
+    `writer` tells its file from those of others that put the same content.
+    """
+    covered = Covered(uuid, shard, 0, 0, NO_DIGEST, seed.operations, FIRST_ENTRY_VERSION)
     index = seed.index
-    image = Image(index.params, covered, len(index), index.view(), IdempotencyWindow().to_bytes())
-    _, content = await ShardSnapshots(store, runtime, settings, name, uuid, shard).write(image, uuid)
+    image = Image(index.params, covered, len(index), index.view(), seed.window)
+    _, content = await ShardSnapshots(store, runtime, settings, name, uuid, shard).write(
+        image, writer or uuid
+    )
     if isinstance(content, Path):
         await runtime.run_io(content.unlink, missing_ok=True)
-
-
-async def remove(store: ObjectStore, name: str, uuid: UUID) -> None:
-    """Delete the content of a life that never began."""
-    keys = [info.key for info in await store.list(names.life_prefix(name, uuid))]
-    for start in range(0, len(keys), DELETES_AT_ONCE):
-        await asyncio.gather(*(store.delete(key) for key in keys[start : start + DELETES_AT_ONCE]))

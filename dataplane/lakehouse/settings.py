@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -25,10 +33,13 @@ from pydantic_settings import (
 )
 
 from lakehouse.core.errors import Invalid
+from lakehouse.core.names import checked_index_name
 
 ENV_PREFIX = "LAKEHOUSE_"
 CONFIG_FILE = "lakehouse.toml"
 
+SHARD_FIELD = "{shard}"
+"""What stands for a shard's number in `shard_url`."""
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -146,6 +157,51 @@ class Settings(BaseSettings):
             "`vector_search` in SQL finds the indexes; no default."
         ),
     )
+    routes: str | None = Field(
+        None,
+        description="Where a gateway finds the table of declared indexes, each with the address that serves it: "
+        "`configmap:NAMESPACE/NAME`, which the operator writes and the gateway watches, or a file's path.  Without it "
+        "every index is behind `vectors_url`; a gateway with it does not run the vectors role itself.",
+    )
+    index: str | None = Field(
+        None,
+        description="The one index this process serves, as a pod does; requests for others are answered 404.  Default: "
+        "all of them.",
+    )
+    shard: int | None = Field(
+        None,
+        ge=0,
+        description="The one shard of `index` that this process keeps in memory; the others are asked for at "
+        "`shard_url`.  Default: all of them.",
+    )
+    shard_url: str | None = Field(
+        None,
+        description="Where the processes of each shard of `index` are: a URL in which `{shard}` stands for the number, "
+        "such as `http://products-shard-{shard}:3110`.  Its host is resolved again every second, to all of them; "
+        "several hosts stand as `http://host:port,host:port`.",
+    )
+    peers: str | None = Field(
+        None,
+        description="Where all processes are that serve what this one serves, this one among them: a URL as "
+        "`shard_url`.  One of them writes for each shard, as the others then do not take its log over in turns.  "
+        "Default: with `shard` what `shard_url` says of it, else nobody.",
+    )
+    peer_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What the processes of one deployment show each other: taken with the right `admin`, and sent on "
+        "their calls.  A secret of 16 characters at least; no default.",
+    )
+    declared: str = Field(
+        "",
+        description="The resource that declares `index`, such as `VectorIndex/shop/products`: creating and deleting it "
+        "over HTTP is answered 409 and names it.  Default: nobody's.",
+    )
+    read_only: str = Field(
+        "",
+        description="Why nobody may write to `index` over HTTP, such as `it follows a dataset`; answered 409.  "
+        "Default: everybody with the right may.",
+    )
     keys: tuple[ApiKey, ...] = Field(
         (),
         description="Bearer keys, each `{name, right, sha256}`; `lakehouse key new` prints one.  Several "
@@ -248,6 +304,12 @@ class Settings(BaseSettings):
         description="Seconds that requests already taken have to finish after SIGTERM.  Below the 30 s "
         "after which Kubernetes kills.",
     )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds that a process goes on serving after SIGTERM while it says that it is not ready, so that "
+        "whoever balances load has stopped choosing it.  Then `shutdown_s` begins.  Pods take 8.",
+    )
     proxy_connect_s: float = Field(
         2.0,
         gt=0,
@@ -316,6 +378,12 @@ class Settings(BaseSettings):
                         f"this gateway does not run the {role} role, so it needs its address: set {role}_url "
                         f"or {ENV_PREFIX}{role.upper()}_URL, such as http://127.0.0.1:3215"
                     )
+        if self.routes and (Role.GATEWAY not in self.roles or Role.VECTORS in self.roles):
+            raise Invalid(
+                "routes are for a process that runs the gateway role and not the vectors role. "
+                f"roles=`{','.join(self.roles)}` routes=`{self.routes}`"
+            )
+        self._check_pod()
         if not (is_loopback(self.host) or self.keys or self.insecure):
             raise Invalid(
                 "an address that is not loopback needs keys (`lakehouse key new`) or an explicit --insecure. "
@@ -323,9 +391,46 @@ class Settings(BaseSettings):
             )
         return self
 
+    def _check_pod(self) -> None:
+        """What belongs together of the settings of one process among several.  Raises `Invalid`."""
+        if self.index is not None:
+            checked_index_name(self.index)
+        if (self.shard is None) != (self.shard_url is None):
+            raise Invalid(
+                "shard and shard_url are given together: the shard kept here, and where the others are"
+            )
+        if self.shard_url is not None and SHARD_FIELD not in self.shard_url:
+            raise Invalid(f"shard_url needs `{SHARD_FIELD}` for the number. shard_url=`{self.shard_url}`")
+        for name in ("shard", "declared", "read_only"):
+            if getattr(self, name) not in (None, "") and self.index is None:
+                raise Invalid(f"{name} says something of one index: set index or {ENV_PREFIX}INDEX too")
+        if self.read_only and not self.declared:
+            raise Invalid("read_only needs declared, which an answer names")
+        for name, url in (("shard_url", self.shard_url), ("peers", self.peers)):
+            if url is not None:
+                _check_places(name, url.replace(SHARD_FIELD, "0"))
+
+    @property
+    def peers_url(self) -> str | None:
+        """Where all processes are that serve what this one serves; None where it is alone."""
+        if self.peers is not None or self.shard_url is None:
+            return self.peers
+        return self.shard_url.replace(SHARD_FIELD, str(self.shard))
+
     def role_url(self, role: Role) -> str | None:
         """Where `role` is served by another process; None when unset."""
         return None if role is Role.GATEWAY else getattr(self, f"{role}_url")
+
+
+def _check_places(name: str, url: str) -> None:
+    """`http://host:port`, or several hosts after commas."""
+    scheme, _, hosts = url.partition("://")
+    for host in hosts.split(","):
+        _check_url(name, f"{scheme}://{host}")
+    if scheme != "http":
+        raise Invalid(
+            f"{name} ({ENV_PREFIX}{name.upper()}) is an address inside the cluster: http. {name}=`{url}`"
+        )
 
 
 def _check_url(name: str, url: str) -> None:

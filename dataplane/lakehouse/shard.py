@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from lakehouse import background
+from lakehouse.core import names
 from lakehouse.core.entry import Kind
 from lakehouse.core.errors import Corrupt, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
@@ -136,14 +137,16 @@ class Shard(Writer):
 
     def _snapshot_is_due(self) -> bool:
         entries = self.replica.position - max(self._newest.covered if self._newest else 0, self.replica.base)
-        return self._is_writer and (
+        return self.may_snapshot() and (
             self.replica.log_bytes >= self.settings.snapshot_log_bytes
             or entries >= self.settings.snapshot_log_entries
         )
 
     def _worth_a_snapshot(self) -> bool:
         size = self._newest.size if self._newest else 0
-        return self._is_writer and self.replica.log_bytes >= max(self.settings.snapshot_idle_bytes, size // 4)
+        return self.may_snapshot() and self.replica.log_bytes >= max(
+            self.settings.snapshot_idle_bytes, size // 4
+        )
 
     async def _snapshot_quietly(self) -> bool:
         """Take a snapshot; whether that succeeded."""
@@ -156,8 +159,11 @@ class Shard(Writer):
         return True
 
     def may_snapshot(self) -> bool:
-        """Rule 6: only a validated writer may; a lagging reader's snapshot could hide acknowledged data."""
-        return self._is_writer
+        """Rule 6: only a validated writer may; a lagging reader's snapshot could hide acknowledged data.
+
+        Nor before the log has taken over all that it continues: a snapshot past position 0 says that it has.
+        """
+        return self._is_writer and self.begun
 
     async def snapshot(self) -> SnapshotRef:
         """Take, put and verify a snapshot of all that is acknowledged now, then collect the garbage it allows."""
@@ -196,7 +202,12 @@ class Shard(Writer):
                 await self._advance()
             if not self.may_snapshot():
                 await self._become_writer()
-            self._refuse_dropped()
+            self.refuse_dropped()
+            if not self.begun:
+                raise Unavailable(
+                    f"the index takes over what another life acknowledged. index=`{self.params.name}`",
+                    outcome=Outcome.NOT_COMMITTED,
+                )
             return image_of(self.replica)
 
     async def _publish(self, ref: SnapshotRef, content: Path | bytes) -> None:
@@ -210,7 +221,9 @@ class Shard(Writer):
     async def collect_garbage(self) -> int:
         """Delete DATA entries up to the second-newest snapshot that we verified, save the log's newest entry.
 
-        FENCE and DROP entries stay for ever: a writer that wakes up late must find its slot taken (rule 2).
+        FENCE and DROP entries stay for ever: a writer that wakes up late must find its slot taken (rule 2).  While the
+        life is pinned no entry goes: what is to replace it takes over what comes after a position that it chose once
+        the pin was there, so that a collection which saw no pin deletes nothing after it.
         Raises `Corrupt` when two snapshots of one position differ.
         """
         refs = await self.snapshots.refs()
@@ -220,12 +233,18 @@ class Shard(Writer):
             return 0
         kept = [ref for ref in refs if ref.covered in positions]
         await self._refuse_differing(kept)
-        slots = await self.log.after(0)
-        garbage = [seq for seq in slots[:-1] if seq <= positions[1] and await self.is_garbage(seq)]
+        garbage = [] if await self._is_pinned() else await self._garbage(positions[1])
         await self.log.delete(garbage)
         await self.snapshots.retire([ref for ref in refs if ref.covered not in positions])
         self.counters.slots_collected += len(garbage)
         return len(garbage)
+
+    async def _is_pinned(self) -> bool:
+        return bool(await self.store.list(names.pin_prefix(self.params.name, self.incarnation), limit=1))
+
+    async def _garbage(self, covered: int) -> list[int]:
+        slots = await self.log.after(0)
+        return [seq for seq in slots[:-1] if seq <= covered and await self.is_garbage(seq)]
 
     async def _refuse_differing(self, refs: list[SnapshotRef]) -> None:
         for one, other in itertools.pairwise(refs):

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from lakehouse.core import entry
-from lakehouse.core.entry import EncodedEntry, EncodedRequest, Entry, Kind
+from lakehouse.core.entry import Cursor, EncodedEntry, EncodedRequest, Entry, Kind
 from lakehouse.core.errors import (
     Busy,
     Conflict,
@@ -110,7 +110,12 @@ class Writer(Follower):
 
     def _admit(self, encoded: EncodedRequest) -> None:
         self._refuse_damage()
-        self._refuse_dropped()
+        self.refuse_dropped()
+        if not self.begun:
+            raise Unavailable(
+                f"the index takes over what another life acknowledged. index=`{self.params.name}`",
+                outcome=Outcome.NOT_COMMITTED,
+            )
         if self._closing:
             raise Unavailable("shutting down", outcome=Outcome.NOT_COMMITTED)
         if len(encoded) > self.settings.batch_bytes_max:
@@ -291,13 +296,14 @@ class Writer(Follower):
             first_operation=replica.operations,
             requests=requests,
             wall_ms=int(self.runtime.now().timestamp() * 1000),
+            version=self.entry_version,
         )
 
     async def _become_writer(self) -> None:
         """Fence off every other writer, then prove that our view was whole (rules 2, 3).  The chain lock is held."""
         for attempt in range(FENCE_ATTEMPTS_MAX):
             await self._advance()
-            self._refuse_dropped()
+            self.refuse_dropped()
             fence = self._next_entry(Kind.FENCE)
             seq = self.replica.position + 1
             slot = await self.log.settle(seq, fence, self._backoff)
@@ -333,6 +339,32 @@ class Writer(Follower):
 
     async def _anchored(self, ref: SnapshotRef) -> bool:
         return self.replica.digest_at(ref.covered) == await self.snapshots.digest_of(ref)
+
+    # ------------------------------------------------------------ taking over
+
+    async def looked(self) -> None:
+        """Apply the log to its end.  Raises what a damaged log or a store that does not answer raises."""
+        async with self._chain:
+            await self._advance()
+
+    async def carry(self, requests: tuple[EncodedRequest, ...], before: Cursor | None) -> bool:
+        """Put requests of the replaced life into this log, if it has taken over just up to `before`.
+
+        False when another process was there first.  Raises `Unavailable`, `Dropped`.
+        """
+        async with self._chain:
+            if not self._is_writer:
+                await self._become_writer()
+            if self.replica.carried != before:
+                return False
+            encoded = self._next_entry(Kind.DATA, requests)
+            slot = await self.log.settle(self.replica.position + 1, encoded, self._backoff)
+            if slot is not Slot.OURS:
+                self._is_writer = False
+                return False
+            found = Entry(entry.decode_header(encoded.data), encoded.digest, requests)
+            self.replica.apply(found, len(encoded.data))
+            return True
 
     # --------------------------------------------------------------- dropping
 

@@ -26,6 +26,7 @@ from lakehouse.control.conditions import DATASET_CONDITIONS, ConditionType
 from lakehouse.control.kinds import DatasetSpec
 from lakehouse.control.plan import DropDataset, EventType, Ingest, RemoveResource, RetireVersions, StopWork
 from lakehouse.control.state import (
+    PAUSE_ANNOTATION,
     REACHABLE,
     REFRESH_ANNOTATION,
     ObservedDataset,
@@ -322,3 +323,20 @@ def test_deletion_keeps_the_versions_or_drops_them() -> None:
     assert refresh(dropped, ingested(dropped)).actions == (DropDataset(),)
     assert refresh(dropped, ingested(dropped, work=running(ingest(dropped)))).actions == (StopWork(),)
     assert refresh(dropped, EMPTY).actions == (RemoveResource(),)
+
+
+def test_a_refresh_waits_until_other_jobs_have_ended() -> None:
+    resource = files()
+    made = refresh(
+        resource, replace(ingested(resource), current=None, versions=(), last_refresh=None, room=False)
+    )
+    assert made.actions == ()
+    assert condition(made, ConditionType.FRESH) == ("False", "Queued")
+    assert made.requeue_after_s is not None
+
+
+def test_a_paused_dataset_is_not_refreshed() -> None:
+    paused = files(of=meta("catalog", annotations={PAUSE_ANNOTATION: "true"}))
+    made = refresh(paused, replace(ingested(paused), last_refresh=None))
+    assert made.actions == ()
+    assert condition(made, ConditionType.RECONCILIATION_PAUSED) == ("True", "Paused")

@@ -418,7 +418,7 @@ def test_anothers_index_is_left_alone_until_the_annotation_says_otherwise() -> N
 
 @pytest.mark.parametrize(
     ("spec", "taken"),
-    [({}, True), ({"source": SOURCE}, False), ({"bootstrap": {"snapshot": {"uri": "x"}}}, False)],
+    [({}, True), ({"source": SOURCE}, False), ({"bootstrap": {"snapshot": {"uri": "x.lhv1"}}}, False)],
 )
 def test_an_index_that_nobody_declared_is_taken_where_that_costs_none_of_its_items(
     spec: dict[str, Any], taken: bool
@@ -631,3 +631,66 @@ def test_a_build_key_changes_with_everything_that_shapes_the_content() -> None:
     ]
     assert len({key(), *others}) == len(others) + 1
     assert key() == key(replicas=3, hnsw={"efSearch": 9}) == key(source=ONCE)
+
+
+# ---- in a cluster ---------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_index_is_told_of_and_nothing_is_done() -> None:
+    paused = meta(annotations={state.PAUSE_ANNOTATION: "true"})
+    made = decide(index(of=paused), unborn())
+    assert made.actions == ()
+    assert condition(made, ConditionType.RECONCILIATION_PAUSED) == ("True", "Paused")
+    assert condition(made, ConditionType.ACCEPTED) == ("True", "Valid")
+    assert condition(decide(index(), unborn()), ConditionType.RECONCILIATION_PAUSED) == ("False", "Active")
+
+
+def test_a_paused_index_that_is_to_go_goes() -> None:
+    asked = meta(annotations={state.PAUSE_ANNOTATION: "true"}, deletion_requested_at=NOW)
+    assert acts(decide(index(of=asked), unborn())) == [RemoveResource]
+
+
+def test_a_name_that_another_object_has_is_told_of_and_nothing_is_done() -> None:
+    made = decide(index(), unborn(name_taken="Service products is another's"))
+    assert made.actions == ()
+    assert condition(made, ConditionType.ACCEPTED) == ("False", "ChildNameTaken")
+    assert condition(made, ConditionType.READY) == ("False", "ChildNameTaken")
+    assert made.requeue_after_s is not None  # nobody tells when the other one goes
+
+
+def test_an_index_that_serves_stays_ready_while_a_name_is_taken() -> None:
+    made = decide(index(), seen(name_taken="PodDisruptionBudget products-shard-0 is another's"))
+    assert condition(made, ConditionType.READY)[0] == "True"
+
+
+def test_pods_of_an_older_make_are_told_of_and_looked_at_again() -> None:
+    made = decide(index(), seen(rolling="products-shard-0 1 of 2"))
+    assert condition(made, ConditionType.UP_TO_DATE) == ("False", "RollingOut")
+    assert message(made, ConditionType.UP_TO_DATE) == "products-shard-0 1 of 2"
+    assert made.requeue_after_s is not None
+    assert not any(one.type == "Warning" for one in made.events)
+
+
+def test_a_build_waits_until_other_jobs_have_ended() -> None:
+    resource = index(source=SOURCE)
+    made = decide(resource, unborn(source=rows(), room=False))
+    assert made.actions == ()
+    assert condition(made, ConditionType.UP_TO_DATE) == ("False", "Queued")
+    assert made.requeue_after_s is not None
+    assert decide(index(), unborn(room=False)).actions != ()  # an empty life needs no Job
+
+
+def test_an_index_with_nothing_to_do_does_not_look_for_room() -> None:
+    assert decide(index(), seen(room=False)).requeue_after_s is None
+    assert decide(index(), seen(look_again_s=15.0)).requeue_after_s == 15.0
+
+
+def test_ready_counts_the_pods_that_were_asked_for() -> None:
+    made = decide(index(), seen(replicas=1, ready_replicas=1, asked_replicas=3))
+    assert condition(made, ConditionType.READY) == ("True", "SomeReplicasServing")
+    assert message(made, ConditionType.READY) == "1 of 3"
+
+
+def test_a_bucket_whose_address_is_lost_is_as_good_as_gone() -> None:
+    assert StoreState(False, "StorageUnknown").gone
+    assert not StoreState(False, "Timeout").gone

@@ -21,6 +21,7 @@ from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Batch, Consistency
 from lakehouse.indexes import Indexes
 from lakehouse.log import ShardLog
+from lakehouse.replacing import Start
 from lakehouse.testing.history import Lost
 from lakehouse.testing.schedules import PARAMS, batch, value_of
 from lakehouse.testing.world import Fault, Process, World, run, simulated_settings
@@ -47,7 +48,7 @@ async def batches(generation: int) -> AsyncIterator[Batch]:
         yield batch(dict.fromkeys(half, generation))
 
 
-async def build(process: Process, generation: int, shards: int = 2) -> Collection:
+async def build(process: Process, generation: int, shards: int = 2, start: Start | None = None) -> Collection:
     return await building.build(
         process.indexes,
         PARAMS,
@@ -55,6 +56,7 @@ async def build(process: Process, generation: int, shards: int = 2) -> Collectio
         batches(generation),
         origin={"generation": generation},
         replaces=True,
+        start=start,
     )
 
 
@@ -242,41 +244,49 @@ def test_what_was_acknowledged_to_the_old_life_came_before_the_new_one() -> None
     async def play(seed: int) -> None:
         world = World(seed, SETTINGS)
         builder, other = await prepared(world, 2)
-        done = asyncio.Event()
+        done, began = asyncio.Event(), asyncio.Event()
         written: list[tuple[str, Any]] = []
+        kept: set[str] = set()
+        """Of those the ones acknowledged after the build had begun."""
 
         async def write() -> None:
             number = 0
             while not done.is_set():
                 number += 1
                 collection = await other.indexes.open(PARAMS.name)
+                begun = began.is_set()
                 try:
                     result = await collection.add(batch({f"w{number}": number}))
                 except Dropped:
                     continue
                 assert result.position is not None
                 written.append((f"w{number}", result.position.incarnation))
-                # A strong read anywhere that begins now shows it, or a later life.
+                # A strong read anywhere that begins now shows it, also in a later life, which takes it over.
                 seen = await fresh(world.random.choice([builder, other]))
-                if seen.record.uuid == result.position.incarnation:
-                    assert value_of(seen, f"w{number}") == number
-                else:
+                if seen.record.uuid != result.position.incarnation:
                     assert generation_of(seen) == NEW
                     assert result.position.incarnation == old
+                if begun or seen.record.uuid == result.position.incarnation:
+                    assert value_of(seen, f"w{number}") == number
+                if begun:
+                    kept.add(f"w{number}")
 
         old = (await fresh(other)).record.uuid
         task = other.run(write())
         await asyncio.sleep(world.random.uniform(0, 0.2))
-        new = await builder.run(build(builder, NEW))
+        start = await builder.run(builder.indexes.vacancy(PARAMS.name, 2, replaces=True))
+        began.set()
+        new = await builder.run(build(builder, NEW, start=start))
         await asyncio.sleep(2)
         done.set()
         await task
         last = await fresh(world.start("last"))
         assert last.record.uuid == new.record.uuid
         for item_id, life in written:
-            if life == new.record.uuid:
+            if life == new.record.uuid or item_id in kept:
                 assert value_of(last, item_id) == int(item_id[1:])
         assert written
+        assert kept
         assert written[-1][1] == new.record.uuid
 
     for seed in range(40):
@@ -373,7 +383,11 @@ def serves_the_new_life_before_the_old_logs_end(patch: pytest.MonkeyPatch) -> No
     async def end_replaced(self: Indexes, name: str, record: Incarnation) -> None:
         return
 
+    async def carry(self: Indexes, collection: Collection) -> None:
+        return
+
     patch.setattr(Indexes, "_end_replaced", end_replaced)
+    patch.setattr(Indexes, "_carry", carry)
 
 
 def test_serving_before_the_old_logs_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,16 +421,16 @@ def test_serving_before_the_old_logs_end_is_found(monkeypatch: pytest.MonkeyPatc
 def ends_the_old_logs_before_the_record(patch: pytest.MonkeyPatch) -> None:
     place = Indexes._place
 
-    async def logs_first(self: Indexes, new: Collection, old: Collection | None) -> None:
+    async def logs_first(self: Indexes, new: Collection, old: Collection | None, start: Start) -> None:
         if old is not None:
             await self._drop_logs(old)
-        await place(self, new, old)
+        await place(self, new, old, start)
 
     patch.setattr(Indexes, "_place", logs_first)
 
 
 def serves_the_new_life_before_the_record_takes_effect(patch: pytest.MonkeyPatch) -> None:
-    async def early(self: Indexes, new: Collection, old: Collection | None) -> None:
+    async def early(self: Indexes, new: Collection, old: Collection | None, start: Start) -> None:
         await incarnations.create(self.store, self.runtime, new.name, new.record)
         self._exchange(new.name, new)
         if old is not None:

@@ -11,7 +11,7 @@ import pytest
 from lakehouse import building
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, names
-from lakehouse.core.entry import Kind, decode_header
+from lakehouse.core.entry import ENTRY_VERSION, Kind, decode_header
 from lakehouse.core.errors import Conflict, Corrupt, Dropped, Invalid, NotFound, Outcome, Unavailable
 from lakehouse.core.types import Batch, Consistency, Distance, IndexParams
 from lakehouse.engine_settings import EngineSettings
@@ -599,7 +599,7 @@ async def test_an_index_whose_record_is_damaged_can_be_dropped(
 
 
 async def test_a_record_of_a_newer_release_is_not_dropped(indexes: Indexes, runtime: SystemRuntime) -> None:
-    record = replace(incarnation.begin(0, runtime.uuid(), PARAMS, 1), entry_version=2)
+    record = replace(incarnation.begin(0, runtime.uuid(), PARAMS, 1), entry_version=ENTRY_VERSION + 1)
     await indexes.store.create("_vectors/a/inc/0000000000.json", incarnation.encode(record))
     with pytest.raises(Corrupt, match="this release"):
         await indexes.drop("a")

@@ -192,8 +192,10 @@ DRAIN = {"into": "workers"}
 RULES: list[tuple[dict[str, Any], dict[str, Any] | None, str]] = [
     # the new object, the old one, and what the refusal says; "" where it is taken
     (body("VectorIndex", name="a" * 63), None, ""),
-    (body("VectorIndex", name="a" * 64), None, "at most 63 characters"),
-    (body("VectorIndex", name="a.b"), None, "no dot"),
+    (body("VectorIndex", name="a" * 64), None, "has at most 63 lower-case letters"),
+    (body("VectorIndex", name="a.b"), None, "has at most 63 lower-case letters"),
+    (body("VectorIndex", name="2a"), None, "begins with a letter"),
+    (body("VectorIndex", name="a-2-b"), None, ""),
     (body("VectorIndex", drain={"into": "workers"}), None, ""),
     (body("VectorIndex", drain={"into": "products"}), None, "cannot drain into itself"),
     (body("VectorIndex", source=SOURCE), None, ""),
@@ -220,13 +222,16 @@ RULES: list[tuple[dict[str, Any], dict[str, Any] | None, str]] = [
         body("VectorIndex", bootstrap=BOOT),
         "bootstrap is given when the index is created",
     ),
-    (body("VectorIndex", bootstrap={"snapshot": {"uri": "x"}}), None, ""),
+    (body("VectorIndex", bootstrap={"snapshot": {"uri": "x.lhv1"}}), None, ""),
     (
-        body("VectorIndex", bootstrap={"snapshot": {"uri": "x", "name": "y"}}),
+        body("VectorIndex", bootstrap={"snapshot": {"uri": "x.lhv1", "name": "y"}}),
         None,
         "exactly one of name and uri",
     ),
     (body("VectorIndex", bootstrap={"snapshot": {}}), None, "exactly one of name and uri"),
+    (body("VectorIndex", bootstrap={"snapshot": {"uri": "s3://backup/x.json"}}), None, ""),
+    (body("VectorIndex", bootstrap={"snapshot": {"uri": "https://backup/x.lhv1"}}), None, "s3:// or file://"),
+    (body("VectorIndex", bootstrap={"snapshot": {"uri": "s3://backup/x"}}), None, "URI ends in .lhv1"),
     (body("IndexSnapshot", name="a" * 250), None, ""),
     (body("IndexSnapshot", name="a" * 251), None, "at most 250 characters"),
     (body("IndexSnapshot"), body("IndexSnapshot"), ""),
@@ -405,7 +410,7 @@ spec:
   hnsw:
     m: 1
   source: {dataset: {idColumn: id, vectorColumn: v}}
-  bootstrap: {snapshot: {name: a, uri: b}}
+  bootstrap: {snapshot: {name: a, uri: b.lhv1}}
 """
     with pytest.raises(Invalid) as caught:
         crd.accepted(documents.parse(text, "f.yaml")[0], DEFINITIONS)

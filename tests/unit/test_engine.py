@@ -10,7 +10,7 @@ import pytest
 
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, names
-from lakehouse.core.entry import Kind, decode_header
+from lakehouse.core.entry import ENTRY_VERSION, Kind, decode_header
 from lakehouse.core.errors import (
     Busy,
     Conflict,
@@ -126,7 +126,9 @@ async def test_whoever_opens_a_log_that_ends_in_drop_finishes_the_deletion(runti
 
 async def test_an_index_of_a_newer_release_is_refused(runtime: SystemRuntime) -> None:
     store = MemoryStore()
-    record = replace(incarnation.begin(0, runtime.uuid(), IndexParams("a", 4), 1), entry_version=2)
+    record = replace(
+        incarnation.begin(0, runtime.uuid(), IndexParams("a", 4), 1), entry_version=ENTRY_VERSION + 1
+    )
     await store.create("_vectors/a/inc/0000000000.json", incarnation.encode(record))
     with pytest.raises(Corrupt, match="newer release"):
         await Indexes(store, runtime).open("a")

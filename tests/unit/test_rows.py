@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lakehouse import dataset_rows as rows
 from lakehouse.core.errors import Invalid, NotFound
 from lakehouse.core.manifest import Manifest
 from lakehouse.core.types import Batch
-from lakehouse.embedded import rows
-from lakehouse.embedded.rows import Columns, Rows
+from lakehouse.dataset_rows import Columns, Rows
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.memory import MemoryStore
 

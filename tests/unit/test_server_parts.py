@@ -64,6 +64,23 @@ def test_without_keys_every_caller_is_an_admin() -> None:
     assert Guard([]).check(None, Right.ADMIN).right is Right.ADMIN
 
 
+def test_the_peer_key_is_an_admin_and_closes_the_internal_routes_of_an_open_server() -> None:
+    shared = "what-the-processes-share"
+    key, digest = auth.new_key()
+    shown = b"Bearer " + shared.encode()
+    guard = Guard([ApiKey(name="k", right=Right.ADMIN, sha256=digest)], shared)
+    assert guard.check(shown, Right.ADMIN, internal=True) == Caller(Right.ADMIN, "peer")
+    assert guard.check(b"Bearer " + key.encode(), Right.ADMIN, internal=True).name == "k"
+    with pytest.raises(KeyRefused):
+        guard.check(b"Bearer " + shared.encode()[:-1], Right.READ)
+    open_guard = Guard([], shared)
+    assert open_guard.open
+    assert open_guard.check(None, Right.ADMIN).name == ""
+    with pytest.raises(KeyRefused):
+        open_guard.check(None, Right.ADMIN, internal=True)
+    assert open_guard.check(shown, Right.ADMIN, internal=True).name == "peer"
+
+
 @pytest.mark.parametrize(
     ("text", "stored"),
     [

@@ -147,3 +147,43 @@ def test_each_right_includes_the_one_before_it() -> None:
         Right.WRITE: [Right.READ, Right.WRITE],
         Right.ADMIN: [Right.READ, Right.WRITE, Right.ADMIN],
     }
+
+
+POD: dict[str, Any] = {
+    "roles": "vectors",
+    "index": "products",
+    "shard": 1,
+    "shard_url": "http://products-shard-{shard}:3110",
+}
+
+
+def test_a_pod_finds_its_peers_by_its_shard() -> None:
+    pod = settings.load(**POD, peer_key="0123456789abcdef", declared="VectorIndex/shop/products")
+    assert pod.peers_url == "http://products-shard-1:3110"
+    assert settings.load(**POD, peers="http://pool:1").peers_url == "http://pool:1"
+    assert settings.load().peers_url is None
+    assert "0123456789abcdef" not in repr(pod)
+    several = settings.load(roles="vectors", peers="http://127.0.0.1:1,127.0.0.1:2")
+    assert several.peers_url == "http://127.0.0.1:1,127.0.0.1:2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard_url": None}, "shard and shard_url are given together"),
+        ({"shard": None}, "shard and shard_url are given together"),
+        ({"shard_url": "http://products:3110"}, "shard_url needs `{shard}`"),
+        ({"shard_url": "https://products-{shard}:3110"}, "inside the cluster"),
+        ({"shard_url": "products-{shard}:3110"}, "scheme and a host"),
+        ({"index": None}, "shard says something of one index"),
+        ({"index": "../x"}, "index"),
+        ({"shard": -1}, "shard"),
+        ({"read_only": "it follows a dataset"}, "read_only needs declared"),
+        ({"peers": "http://a:1,:2"}, "scheme and a host"),
+        ({"peer_key": "short"}, "peer_key"),
+        ({"drain_s": -1}, "drain_s"),
+    ],
+)
+def test_settings_of_a_pod_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(Invalid, match=message.replace("{", r"\{").replace("}", r"\}")):
+        settings.load(**{**POD, **changes})

@@ -7,16 +7,16 @@ import pytest
 
 from lakehouse.control.plan import Ingest
 from lakehouse.core.errors import Invalid
-from lakehouse.embedded import work
-from lakehouse.embedded.work import Work, Workshop
+from lakehouse.loop import work
+from lakehouse.loop.work import Work, Workshop
 from lakehouse.runtime import SystemRuntime
 
 KEY = ("Dataset", "d")
 ACTION = Ingest("k")
 
 
-async def begun(body: Callable[[Work], Awaitable[None]]) -> Workshop:
-    shop = Workshop(SystemRuntime(), lambda _: None)
+async def begun(body: Callable[[Work], Awaitable[None]]) -> Workshop[tuple[str, str]]:
+    shop: Workshop[tuple[str, str]] = Workshop(SystemRuntime(), lambda _: None)
     shop.start(KEY, ACTION, body)
     await asyncio.sleep(0)
     return shop

@@ -13,9 +13,11 @@ from lakehouse.cli import (
     ingest,
     items,
     keys,
+    report,
     serving,
     snapshots,
     sql,
+    work,
 )
 from lakehouse.cli.output import EXIT_CODES, Exit, Format, Output, fail, print_json
 from lakehouse.core.errors import LakehouseError
@@ -49,8 +51,10 @@ app.command(rich_help_panel=VECTORS)(items.search)
 app.add_typer(indexes.app, name="index", rich_help_panel=VECTORS)
 app.add_typer(snapshots.app, name="snapshot", rich_help_panel=VECTORS)
 app.command(rich_help_panel=TOOLS)(doctor.doctor)
+app.command(rich_help_panel=TOOLS)(report.report)
 app.command(rich_help_panel=TOOLS)(bench_command.bench)
 app.add_typer(keys.app, name="key", rich_help_panel=TOOLS)
+app.command(rich_help_panel=TOOLS, hidden=True)(work.work)
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -39,6 +39,7 @@ class ConditionType(enum.StrEnum):
     SCHEMA_COMPATIBLE = "SchemaCompatible"
     FRESH = "Fresh"
     COMPLETE = "Complete"
+    RECONCILIATION_PAUSED = "ReconciliationPaused"
 
 
 INDEX_CONDITIONS = (
@@ -50,6 +51,7 @@ INDEX_CONDITIONS = (
     ConditionType.SNAPSHOT_CURRENT,
     ConditionType.DRAIN_CURRENT,
     ConditionType.RESTORED,
+    ConditionType.RECONCILIATION_PAUSED,
 )
 DATASET_CONDITIONS = (
     ConditionType.ACCEPTED,
@@ -57,8 +59,14 @@ DATASET_CONDITIONS = (
     ConditionType.SCHEMA_COMPATIBLE,
     ConditionType.FRESH,
     ConditionType.READY,
+    ConditionType.RECONCILIATION_PAUSED,
 )
-SNAPSHOT_CONDITIONS = (ConditionType.ACCEPTED, ConditionType.STORAGE_REACHABLE, ConditionType.COMPLETE)
+SNAPSHOT_CONDITIONS = (
+    ConditionType.ACCEPTED,
+    ConditionType.STORAGE_REACHABLE,
+    ConditionType.COMPLETE,
+    ConditionType.RECONCILIATION_PAUSED,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ def reconcile(resource: Resource[DatasetSpec], observed: ObservedDataset, now: d
     accepted = false(kind, "InvalidSpec", told) if wrong else true(kind, "Valid")
     actions = [] if wrong else _actions(look)
     found = [accepted, rounds.storage(observed.store), _compatible(look), _fresh(look), _ready(look)]
+    found.append(rounds.paused(resource))
     upcoming = None if wrong else _upcoming(look)
     usual = rounds.waits(observed.store, observed.work, observed.failures, now)
     return rounds.plan(
@@ -112,7 +113,7 @@ def reconcile(resource: Resource[DatasetSpec], observed: ObservedDataset, now: d
         _fields(look, upcoming),
         found,
         actions,
-        [*usual, rounds.seconds_until(upcoming, now) or None],
+        [*usual, rounds.seconds_until(upcoming, now) or None, *_looks_again(look)],
         now,
         failures=observed.failures,
     )
@@ -162,10 +163,21 @@ def _actions(look: Look) -> list[Action]:
         if _overrun(look):
             return [StopWork(failed=f"the refresh took longer than {look.spec.deadline_s} s and was stopped")]
         return [StopWork()] if look.spec.refresh.suspend or _outdated(look) else []
+    if _queued(look):
+        return []
     actions: list[Action] = [look.ingest] if look.wanted else []
     if not actions and _retirable(look):
         actions = [RetireVersions(look.spec.keep_versions, observed.pinned)]
     return [one for one in actions if not rounds.held_s(observed.failures, one, look.now)]
+
+
+def _queued(look: Look) -> bool:
+    """Whether the refresh that is wanted waits until others, of other resources, have ended."""
+    return look.wanted and look.observed.work is None and not look.observed.room
+
+
+def _looks_again(look: Look) -> tuple[float | None, ...]:
+    return look.observed.look_again_s, rounds.WORKING_S if _queued(look) else None
 
 
 def _outdated(look: Look) -> bool:
@@ -218,6 +230,8 @@ def _fresh(look: Look) -> Condition:
     progress = observed.work.progress if observed.work is not None else ""
     if look.last is not None and look.last.key == look.ingest.key and not (_late(look) or look.drifted):
         return true(kind, "Refreshing", progress)  # the schedule has just fired
+    if _queued(look):
+        return waiting(kind, "Queued", "the refresh waits until other Jobs have ended")
     return waiting(kind, "Refreshing" if observed.work else "Overdue" if _late(look) else "Pending", progress)
 
 

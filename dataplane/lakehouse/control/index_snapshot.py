@@ -28,6 +28,7 @@ def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnap
     complete = _complete(resource, observed, remaining)
     actions = _actions(resource, observed, complete, remaining, now)
     found = [true(ConditionType.ACCEPTED, "Valid"), rounds.storage(observed.store), complete]
+    found.append(rounds.paused(resource))
     waits = [] if _is_final(complete) else _waits(resource, observed, remaining, now)
     fields = _fields(resource, observed, complete)
     return rounds.plan(resource, fields, found, actions, waits, now, failures=observed.failures)

@@ -20,7 +20,7 @@ from lakehouse.control.plan import (
     RemoveResource,
     StopWork,
 )
-from lakehouse.control.state import Act, Failure, Resource, Running, StoreState
+from lakehouse.control.state import PAUSE_ANNOTATION, Act, Failure, Resource, Running, StoreState
 
 S = TypeVar("S")
 
@@ -82,6 +82,16 @@ def storage(store: StoreState) -> Condition:
     return conditions.false(kind, store.reason or "NotReachable", store.detail)
 
 
+def paused(resource: Resource[S]) -> Condition:
+    """Whether nothing is done for a resource because somebody asked for that."""
+    kind = ConditionType.RECONCILIATION_PAUSED
+    if resource.meta.paused:
+        return conditions.true(
+            kind, "Paused", f"nothing is done until the annotation {PAUSE_ANNOTATION} goes"
+        )
+    return conditions.waiting(kind, "Active")
+
+
 def plan(
     resource: Resource[S],
     fields: Mapping[str, Any],
@@ -95,8 +105,10 @@ def plan(
 ) -> Plan:
     """One round's outcome; a field that is None is left out of the status.
 
-    Beginning again what is among the `failures` is no news.
+    Beginning again what is among the `failures` is no news.  For a resource that is paused, nothing is done.
     """
+    if resource.meta.paused and not resource.meta.deletion_requested:
+        actions = ()
     old = resource.status.get("conditions", ())
     status = {
         "observedGeneration": resource.meta.generation,

@@ -20,6 +20,8 @@ ADOPT_ANNOTATION = f"{GROUP}/adopt"
 """`"true"` on a VectorIndex takes over an index that another owner began, or that nobody declared."""
 REFRESH_ANNOTATION = f"{GROUP}/refresh"
 """Any new value on a Dataset asks for one refresh now."""
+PAUSE_ANNOTATION = f"{GROUP}/pause-reconciliation"
+"""`"true"` on any resource: it is looked at and told of, and nothing is done for it; being deleted goes on."""
 SCHEDULED_FOR_ANNOTATION = f"{GROUP}/scheduled-for"
 """On a scheduled IndexSnapshot: the nominal time it was made for, RFC 3339, UTC."""
 INDEX_LABEL = f"{GROUP}/index"
@@ -45,6 +47,11 @@ class Meta:
     @property
     def deletion_requested(self) -> bool:
         return self.deletion_requested_at is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody asked that nothing be done for now."""
+        return self.annotations.get(PAUSE_ANNOTATION) == "true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,11 @@ class StoreState:
     @property
     def gone(self) -> bool:
         """Whether what is needed to reach it no longer exists, so that cleaning up there can only be skipped."""
-        return self.reachable is False and self.reason in ("BucketNotFound", "SecretNotFound")
+        return self.reachable is False and self.reason in (
+            "BucketNotFound",
+            "SecretNotFound",
+            "StorageUnknown",
+        )
 
 
 REACHABLE = StoreState(True, "ProbeSucceeded")
@@ -241,8 +252,10 @@ class ObservedIndex:
     serving_detail: str = ""
     """Why not, when not."""
     replicas: int = 0
-    """Pods (or the one process) there are."""
+    """Pods per shard (or the one process) there are; where the shards differ, of the one with the fewest."""
     ready_replicas: int = 0
+    asked_replicas: int = 0
+    """Pods per shard there are to be; 0: as many as there are."""
     selector: str = ""
     endpoint: str = ""
     suspended: bool = False
@@ -257,6 +270,14 @@ class ObservedIndex:
     """Since when the index holds items that have not been drained; None when it is empty."""
     bootstrap: ObservedBootstrap | None = None
     snapshots: tuple[ObservedSnapshot, ...] = ()
+    name_taken: str = ""
+    """What stands where one of its parts (a Service, a Deployment) would be, and is not ours; empty for nothing."""
+    rolling: str = ""
+    """Why its pods are not all as they are to be, in words; empty when they are."""
+    room: bool = True
+    """Whether a long action may begin now: false while as many as may run at once do."""
+    look_again_s: float | None = None
+    """Seconds after which what was seen may have changed without a message; None: there is always a message."""
     work: Running | None = None
     failures: tuple[Failure, ...] = ()
     """At most one per `Act`."""
@@ -316,6 +337,10 @@ class ObservedDataset:
     """Versions that an index was built from, or is being built from."""
     last_refresh: LastRefresh | None = None
     """None: none since this observer started; the status remembers."""
+    room: bool = True
+    """Whether a refresh may begin now: false while as many long actions as may run at once do."""
+    look_again_s: float | None = None
+    """As for an index."""
     work: Running | None = None
     failures: tuple[Failure, ...] = ()
 

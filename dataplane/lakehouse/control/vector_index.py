@@ -104,8 +104,9 @@ def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now:
         kept.condition,
         drained.condition,
         _restored(look),
+        rounds.paused(resource),
     ]
-    waits = [*drained.waits, *kept.waits, *_waits(look)]
+    waits = [*drained.waits, *kept.waits, *_waits(look, content)]
     return rounds.plan(resource, _fields(look, kept), found, actions, waits, now, failures=observed.failures)
 
 
@@ -138,11 +139,16 @@ def _actions(
         return [StopWork()]
     live = _live(look)
     actions: list[Action] = [] if live is None else [live]
-    if content.action is not None and observed.work is None:
+    if content.action is not None and observed.work is None and not _queued(look, content.action):
         actions += _allowed(look, [content.action])
     if drained.action is not None and observed.work is None and not any(one.long for one in actions):
         actions.append(drained.action)
     return _allowed(look, [*actions, *kept.actions])
+
+
+def _queued(look: Look, action: Action) -> bool:
+    """Whether an action waits until others, of other resources, have ended."""
+    return action.long and not look.observed.room
 
 
 def _outdated(look: Look) -> bool:
@@ -176,11 +182,13 @@ def _allowed(look: Look, actions: Sequence[Action]) -> list[Action]:
     return [one for one in actions if not rounds.held_s(look.observed.failures, one, look.now)]
 
 
-def _waits(look: Look) -> list[float | None]:
+def _waits(look: Look, content: Content) -> list[float | None]:
     observed = look.observed
     starting = look.ours is not None and not observed.serving and not observed.suspended
     usual = rounds.waits(observed.store, observed.work, observed.failures, look.now)
-    return [*usual, rounds.WORKING_S if starting else None]
+    queued = content.action is not None and _queued(look, content.action)
+    unsettled = starting or observed.rolling or observed.name_taken or queued
+    return [*usual, rounds.WORKING_S if unsettled else None, observed.look_again_s]
 
 
 # ---- who owns it ----------------------------------------------------------------------------------------------------
@@ -203,6 +211,8 @@ def _accepted(look: Look) -> Condition:
     wrong = checks.problems(look.spec)
     if wrong:
         return false(kind, "InvalidSpec", "; ".join(f"{shown(one.path)}: {one.message}" for one in wrong))
+    if look.observed.name_taken:
+        return false(kind, "ChildNameTaken", look.observed.name_taken)
     if life is None:
         return true(kind, "Valid")
     mismatch = _mismatch(look, life)
@@ -398,11 +408,14 @@ def _ready(look: Look, accepted: Condition, source: Condition) -> Condition:
     if observed.suspended:
         return waiting(kind, "Suspended")
     if observed.serving:
-        whole = observed.ready_replicas >= observed.replicas
-        told = f"{observed.ready_replicas} of {observed.replicas}"
+        asked = max(observed.asked_replicas, observed.replicas)
+        whole = observed.ready_replicas >= asked
+        told = f"{observed.ready_replicas} of {asked}"
         return true(kind, "AllReplicasServing" if whole else "SomeReplicasServing", told)
     if observed.damaged:
         return false(kind, "Damaged", observed.damaged)
+    if accepted.reason == "ChildNameTaken":
+        return waiting(kind, "ChildNameTaken", accepted.message)
     if observed.life is None and observed.store.reachable:
         return _not_there_yet(look, source)
     if conditions.find(look.resource.status, kind).get("status") == Status.TRUE:
@@ -454,6 +467,8 @@ def _up_to_date(look: Look, accepted: Condition, source: Condition, content: Con
     live = _live(look)
     if live is not None:
         return _pending(look, live)
+    if observed.rolling and not observed.suspended:
+        return waiting(kind, "RollingOut", observed.rolling)
     return true(kind, "Current", _built_from(look.ours.origin))
 
 
@@ -468,6 +483,8 @@ def _pending(look: Look, action: Action) -> Condition:
         return false(kind, f"{action.act}Failed", _told(failed))
     if look.spec.suspend:
         return waiting(kind, "Suspended", f"{action.act} waits until the index is no longer suspended")
+    if _queued(look, action):
+        return waiting(kind, "Queued", f"{action.act} waits until other Jobs have ended")
     return waiting(kind, "RebuildRequired" if action.act is Act.REBUILD else f"{action.act}Required")
 
 

@@ -19,7 +19,9 @@ from lakehouse.core.errors import Corrupt
 from lakehouse.core.types import Batch
 
 MAGIC = b"LHW1"
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
+"""The newest version this release reads and writes; which one a log holds, its incarnation says."""
+FIRST_ENTRY_VERSION = 1
 HEADER = struct.Struct(">4sHBBQQ16s16s16s32sQIIQQQ32sI")
 HEADER_BYTES = HEADER.size
 CODEC_PLAIN = 0
@@ -29,6 +31,34 @@ NO_DIGEST = bytes(32)
 REQUEST = struct.Struct(">BBHIIQQ16s")
 KEEP_LENGTH = 0xFFFF_FFFF
 """In a list of metadata lengths: this item's stored metadata stays."""
+
+
+CARRIED = b"\0carried\0"
+"""Begins the key of a request without ids that says how far a log has taken over the one it continues."""
+_CURSOR = struct.Struct(">IQ")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """How much of the logs of a replaced life has been taken over: shard after shard, slot after slot."""
+
+    shard: int
+    sequence: int
+
+    @property
+    def key(self) -> bytes:
+        return CARRIED + _CURSOR.pack(self.shard, self.sequence)
+
+
+ALL_CARRIED = Cursor(0xFFFF_FFFF, 0)
+"""Everything is taken over: from here on the log takes writes of its own."""
+
+
+def cursor_of(key: bytes) -> Cursor | None:
+    """What a request's key says of taking over; None for a client's."""
+    if len(key) != len(CARRIED) + _CURSOR.size or not key.startswith(CARRIED):
+        return None
+    return Cursor(*_CURSOR.unpack(key[len(CARRIED) :]))
 
 
 class Kind(enum.IntEnum):
@@ -173,12 +203,13 @@ def encode(
     first_operation: int,
     requests: Sequence[EncodedRequest] = (),
     wall_ms: int = 0,
+    version: int = FIRST_ENTRY_VERSION,
 ) -> EncodedEntry:
     """The bytes of an entry and its digest."""
     payload = b"".join(request.data for request in requests)
     operations = sum(len(request.request.ids) for request in requests)
     unsigned = HEADER.pack(
-        MAGIC, ENTRY_VERSION, kind, CODEC_PLAIN, seq, epoch, incarnation, writer, batch, previous,
+        MAGIC, version, kind, CODEC_PLAIN, seq, epoch, incarnation, writer, batch, previous,
         first_operation, operations, len(requests), len(payload), len(payload), wall_ms,
         hashlib.sha256(payload).digest(), 0,
     )  # fmt: skip
@@ -196,7 +227,11 @@ def decode_header(data: bytes) -> Header:
         _, version, kind, codec, seq, epoch, incarnation, writer, batch, previous,
         first_operation, operations, requests, raw_bytes, payload_bytes, wall_ms, payload_sha256, _,
     ) = HEADER.unpack_from(data)  # fmt: skip
-    if version != ENTRY_VERSION or codec != CODEC_PLAIN or raw_bytes != payload_bytes:
+    if (
+        not FIRST_ENTRY_VERSION <= version <= ENTRY_VERSION
+        or codec != CODEC_PLAIN
+        or raw_bytes != payload_bytes
+    ):
         raise Corrupt(f"log entry of an unknown version; a newer release wrote it. version=`{version}`")
     try:
         kind = Kind(kind)
@@ -234,6 +269,14 @@ def _decode_requests(payload: memoryview, count: int) -> tuple[EncodedRequest, .
     if offset != len(payload):
         raise ValueError("bytes after the last request")
     return tuple(requests)
+
+
+def decode_request(data: bytes) -> EncodedRequest:
+    """Read what `encode_request` wrote; nothing but that.  Raises `Corrupt`."""
+    try:
+        return _decode_requests(memoryview(data), 1)[0]
+    except (ValueError, struct.error) as error:  # includes UnicodeDecodeError
+        raise Corrupt(f"not a request as a log entry holds it. bytes=`{len(data)}`") from error
 
 
 def _decode_request(payload: memoryview, offset: int) -> tuple[EncodedRequest, int]:

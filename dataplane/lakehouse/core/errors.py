@@ -11,7 +11,9 @@
     ├── Unavailable        may or may not have happened: `outcome` says             (503)
     │   ├── StorageFull    the store has no room                                    (503)
     │   ├── CredentialsRefused  the store does not accept ours                      (503)
-    │   └── Fenced         another writer took the log over: open it again          (503)
+    │   ├── BucketNotFound  there is no such bucket                                 (503)
+    │   ├── Fenced         another writer took the log over: open it again          (503)
+    │   └── OtherLife      another process serves another life: look at the records (503)
     └── Corrupt            stored bytes are not what was written: never served      (500)
 
 Raised where the fact is known, translated once at each boundary, always `from` the cause.
@@ -93,8 +95,24 @@ class CredentialsRefused(Unavailable):
     """The store does not accept our credentials, or not for this act; nothing was done."""
 
 
+class BucketNotFound(Unavailable):
+    """There is no such bucket; nothing was done."""
+
+
+class MemoryExceeded(Unavailable):
+    """The work needs more memory than a setting allows; nothing was published."""
+
+
+class WorkerDied(Unavailable):
+    """The process that did the work ended in the middle of it; nothing was published."""
+
+
 class Fenced(Unavailable):
     """Another writer owns the log now."""
+
+
+class OtherLife(Unavailable):
+    """Who was asked serves another life of the index; nothing was done."""
 
 
 class Corrupt(LakehouseError):

@@ -1,8 +1,9 @@
 """An incarnation is one life of an index: dropping a name and creating it again never replays an old log.
 
 Records are create-only, the highest number wins.  A record begins a life (it has a `uuid`), ends one (it has `ends`),
-or does both: then the life it begins replaces the one it ends, as soon as that one's logs end.  Each carries a
-checksum of itself.  This module knows their JSON; it does not know where they are stored.
+or does both: then the life it begins replaces the one it ends, as soon as that one's logs end, and takes over what
+was acknowledged there after the positions it names.  Each carries a checksum of itself.  This module knows their
+JSON; it does not know where they are stored.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from lakehouse.core.entry import ENTRY_VERSION
+from lakehouse.core.entry import ENTRY_VERSION, FIRST_ENTRY_VERSION
 from lakehouse.core.errors import Corrupt, Invalid
 from lakehouse.core.types import Distance, IndexParams
 
@@ -20,8 +21,22 @@ ORIGIN_BYTES_MAX = 4_096
 """A record is read whenever a name is looked up; an origin names where content came from, it is no content."""
 OWNER_BYTES_MAX = 1_024
 
+CARRYING_ENTRY_VERSION = 2
+"""The first whose logs take over writes of another life; releases before would serve such a life without them."""
+
 Origin = Mapping[str, object]
 """A JSON object that says what an index was built from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continues:
+    """What a life takes over of the one it replaces: all that was acknowledged there after these positions."""
+
+    positions: tuple[int, ...]
+    """Per shard of the replaced life, the last log entry that the new content stands for."""
+    exact: bool = False
+    """The content is the replaced life's own at these positions, with its versions, in as many shards: what comes after
+    is taken over as it is.  Else it is other content, on which later writes are put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +47,15 @@ class Incarnation:
     uuid: UUID | None
     params: IndexParams | None
     shards: int = 1
-    entry_version: int = ENTRY_VERSION
+    entry_version: int = FIRST_ENTRY_VERSION
     owner: str | None = None
     ends: UUID | None = None
     seeded: bool = False
     """It began with the content of a snapshot at position 0; without that file it is not empty but damaged."""
     origin: Origin | None = None
     """What its content was built from; None where nobody said."""
+    continues: Continues | None = None
+    """What it takes over of the life that it `ends`; None: nothing."""
 
     @property
     def alive(self) -> bool:
@@ -55,14 +72,28 @@ def begin(
     ends: UUID | None = None,
     *,
     seeded: bool = False,
+    continues: Continues | None = None,
 ) -> Incarnation:
     """The record that begins a life, and ends the one it replaces.  Raises `Invalid`: owner or origin too large."""
     if owner is not None and len(owner.encode()) > OWNER_BYTES_MAX:
         raise Invalid(f"an owner's name has at most {OWNER_BYTES_MAX} bytes. owner=`{owner[:80]}`")
     if ends == uuid:
         raise Invalid(f"a life cannot replace itself. uuid=`{uuid.hex}`")
+    if continues is not None and ends is None:
+        raise Invalid(f"a life continues one that it ends. uuid=`{uuid.hex}`")
+    if continues is not None and continues.exact and len(continues.positions) != shards:
+        raise Invalid(f"a life that takes another over as it is has as many shards. shards=`{shards}`")
     return Incarnation(
-        number, uuid, params, shards, owner=owner, ends=ends, seeded=seeded, origin=_checked_origin(origin)
+        number,
+        uuid,
+        params,
+        shards,
+        FIRST_ENTRY_VERSION if continues is None else CARRYING_ENTRY_VERSION,
+        owner,
+        ends,
+        seeded,
+        _checked_origin(origin),
+        continues,
     )
 
 
@@ -72,11 +103,14 @@ def end(ended: Incarnation) -> Incarnation:
 
 
 def taken_over(record: Incarnation, owner: str | None) -> Incarnation:
-    """The next record of the same life, with another owner."""
+    """The next record of the same life, with another owner.  Raises `Invalid`.
+
+    It says again what the life replaced: whoever reads it may be the first to end that one's logs.
+    """
     assert record.uuid is not None
     assert record.params is not None
     changed = begin(record.number + 1, record.uuid, record.params, record.shards, owner, record.origin)
-    return replace(changed, seeded=record.seeded, entry_version=record.entry_version)
+    return replace(record, number=changed.number, owner=changed.owner)
 
 
 def _checked_origin(origin: Origin | None) -> Origin | None:
@@ -106,6 +140,11 @@ def encode(record: Incarnation) -> bytes:
         body["origin"] = record.origin
     if record.ends is not None:
         body["ends"] = record.ends.hex
+    if record.continues is not None:
+        body["continues"] = {
+            "positions": list(record.continues.positions),
+            "exact": record.continues.exact,
+        }
     return _dumped(body | {"sha256": hashlib.sha256(_dumped(body)).hexdigest()})
 
 
@@ -139,9 +178,19 @@ def decode(data: bytes) -> Incarnation:
             UUID(body["ends"]) if "ends" in body else None,
             body.get("seeded", False),
             origin,
+            _continues(body.get("continues")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, Invalid) as error:
         raise Corrupt(f"incarnation record cannot be read. bytes=`{data[:80]!r}`") from error
+
+
+def _continues(body: object) -> Continues | None:
+    """Raises `KeyError`, `TypeError`, `ValueError` for what is none."""
+    if body is None:
+        return None
+    if not isinstance(body, dict):
+        raise TypeError("`continues` is no object")
+    return Continues(tuple(int(position) for position in body["positions"]), bool(body["exact"]))
 
 
 @dataclass(frozen=True, slots=True)

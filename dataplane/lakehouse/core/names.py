@@ -102,6 +102,26 @@ def snapshot_key(name: str, incarnation: UUID, shard: int, covered: int, writer:
     return f"{shard_prefix(name, incarnation, shard)}snap/{covered:020}-{writer.hex[:8]}{LHV1_SUFFIX}"
 
 
+def pin_prefix(name: str, incarnation: UUID) -> str:
+    """The pins of a life: while one is there, its logs keep every entry."""
+    return f"{VECTORS}{name}/{incarnation.hex}/pins/"
+
+
+def pin_key(name: str, incarnation: UUID, life: UUID) -> str:
+    """The pin on one life for another that is to replace it."""
+    return f"{pin_prefix(name, incarnation)}{life.hex}"
+
+
+def fate_prefix(name: str, life: UUID) -> str:
+    """Where it is settled whether a life may begin."""
+    return f"{VECTORS}{name}/{life.hex}/fate/"
+
+
+def fate_key(name: str, life: UUID, number: int) -> str:
+    """One step of that."""
+    return f"{fate_prefix(name, life)}{number:04}"
+
+
 def named_snapshot_key(name: str, incarnation: UUID, snapshot: str) -> str:
     """The record of a named snapshot."""
     return f"{VECTORS}{name}/{incarnation.hex}/named/{snapshot}.json"

@@ -6,7 +6,7 @@ anyone can see, because content comes first and its record last.  What this modu
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,26 @@ from uuid import UUID
 from lakehouse import building
 from lakehouse.control import plan
 from lakehouse.control.kinds import (
+    DATASET,
     INDEX_SNAPSHOT,
-    DatasetSource,
+    VECTOR_INDEX,
     DatasetSpec,
     IndexSnapshotSpec,
-    IngestMode,
     VectorIndexSpec,
 )
 from lakehouse.control.plan import Action
 from lakehouse.control.state import ADOPT_ANNOTATION, LastDrain, LastRefresh, RefreshResult, Resource
 from lakehouse.core import named, names
 from lakehouse.core.errors import Conflict, Invalid, NotFound, Outcome, Unavailable
-from lakehouse.core.schema import SchemaPolicy
-from lakehouse.core.types import Batch
+from lakehouse.dataset_rows import Columns, Rows
 from lakehouse.embedded.known import Key, Registry
-from lakehouse.embedded.rows import Columns, Rows
-from lakehouse.embedded.work import DeadlineExceeded, Work, Workshop
-from lakehouse.ingest.formats import Format
-from lakehouse.ingest.spec import IngestResult, IngestSpec, Mode, Progress, Source
+from lakehouse.ingest.declared import spec_of
+from lakehouse.ingest.spec import IngestResult
+from lakehouse.loop.work import DeadlineExceeded, Work, Workshop
+from lakehouse.replacing import Start
 from lakehouse.server.declared import Parts
 from lakehouse.store.open import open_store
 from lakehouse.store.s3 import S3Settings
-
-LOOK_AGAIN_S = 1.0
-"""Between looks at a store that did not say whether a replacement happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,7 @@ class Actor:
     """Applies actions to the parts of this process."""
 
     def __init__(
-        self, parts: Parts, registry: Registry, workshop: Workshop, wishes: Wishes, convert: Convert
+        self, parts: Parts, registry: Registry, workshop: Workshop[Key], wishes: Wishes, convert: Convert
     ) -> None:
         self._parts = parts
         self._registry = registry
@@ -134,39 +130,22 @@ class Actor:
 
     # ---------------------------------------------------------------- indexes
 
-    @contextlib.asynccontextmanager
-    async def _nobody_writes(
-        self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec]
-    ) -> AsyncIterator[None]:
-        """While a life is built that replaces another, whose items it does not take over.
+    async def _vacancy(self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec]) -> Start:
+        """Where a life begins that is built, in the place of what the name lives now.
 
-        Raises `Conflict` where the other one got items, since it was decided about, that no dataset gave it.
+        What that one acknowledges from now on is taken over; what it has now goes.  Raises `Conflict` where it got
+        items, since it was decided about, that no dataset gave it.
         """
-        name = action.params.name
-        if not action.replaces:
-            yield
-            return
-        async with self._parts.gate.shut(name):
-            life = await self._parts.indexes.fresh(name)
+        name, indexes = action.params.name, self._parts.indexes
+        start = await indexes.vacancy(name, action.shards, replaces=action.replaces)
+        if start.ends is None:
+            return start
+        async with indexes.abandoned_on_failure(name, start, only_pin=True):
+            life = await indexes.fresh(name)
             given = "dataset" in (life.record.origin or {})
             if life.length and not given and resource.meta.annotations.get(ADOPT_ANNOTATION) != "true":
                 raise Conflict(f"the index was written to meanwhile: look again. index=`{name}`")
-            async with self._known_after(name, life.record.owner):
-                yield
-
-    @contextlib.asynccontextmanager
-    async def _known_after(self, name: str, owner: str | None) -> AsyncIterator[None]:
-        """When a replacement may or may not have happened, this ends once it is known which, so that nobody writes to
-        a life that has ended."""
-        try:
-            yield
-        except Unavailable as error:
-            while error.outcome is Outcome.UNKNOWN:
-                with contextlib.suppress(Unavailable):
-                    await self._parts.indexes.take_over(name, owner)  # ours already: it only looks
-                    break
-                await self._parts.runtime.sleep(LOOK_AGAIN_S)
-            raise
+        return start
 
     async def _build(self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec], work: Work) -> None:
         parts = self._parts
@@ -177,7 +156,8 @@ class Actor:
         rows = Rows(manifest, columns, parts.store, parts.runtime, parts.scratch)
         total = manifest.row_count
         batches = rows.batches()
-        async with contextlib.aclosing(batches), self._nobody_writes(action, resource):
+        async with contextlib.aclosing(batches):
+            start = await self._vacancy(action, resource)
             await building.build(
                 parts.indexes,
                 action.params,
@@ -185,7 +165,7 @@ class Actor:
                 batches,
                 owner=action.owner,
                 origin=dict(action.origin),
-                replaces=action.replaces,
+                start=start,
                 progress=lambda done: work.tell(_progress(done, total)),
             )
 
@@ -252,32 +232,19 @@ class Actor:
             await store.close()
 
     async def _rebuild(self, action: plan.RebuildIndex, name: str, work: Work) -> None:
-        """A new life from the items of the old; writes are refused meanwhile, because a late one would be lost."""
-        parts = self._parts
-        async with parts.gate.shut(name):
-            life = await parts.indexes.fresh(name)
-            batches = _items(life.chunks())
-            total = life.length
-            async with contextlib.aclosing(batches), self._known_after(name, life.record.owner):
-                await building.build(
-                    parts.indexes,
-                    action.params,
-                    life.shards,
-                    batches,
-                    owner=life.record.owner,
-                    origin=life.record.origin,
-                    replaces=True,
-                    progress=lambda done: work.tell(_progress(done, total)),
-                )
+        """A new life from the items of the old, which goes on being read and written meanwhile."""
+        total = (await self._parts.indexes.open(name)).length
+        await building.rebuild(
+            self._parts.indexes, action.params, progress=lambda done: work.tell(_progress(done, total))
+        )
 
     async def _merge(self, action: plan.Merge, name: str) -> None:
-        with self._parts.gate.writing(name, action.into):
-            result = await self._parts.indexes.merge(
-                name, action.into, clear_source=action.clear, replace=action.replace
-            )
+        result = await self._parts.indexes.merge(
+            name, action.into, clear_source=action.clear, replace=action.replace
+        )
         if result.failed:
             raise Invalid(f"{result.failed} items could not be merged: {result.first_error}")
-        self._workshop.drains[name] = LastDrain(self._parts.runtime.now(), result.merged)
+        self._workshop.drains[(VECTOR_INDEX, name)] = LastDrain(self._parts.runtime.now(), result.merged)
 
     # --------------------------------------------------------------- datasets
 
@@ -287,17 +254,17 @@ class Actor:
         try:
             async with asyncio.timeout(deadline_s):
                 result = await self._convert(
-                    _ingest_spec(name, resource.spec),
+                    spec_of(name, resource.spec),
                     parts.catalog,
                     parts.store,
                     parts.runtime,
                     parts.settings,
-                    lambda progress: work.tell(_ingested(progress)),
+                    lambda progress: work.tell(progress.told),
                     scratch=parts.scratch,
                 )
         except TimeoutError as error:
             raise DeadlineExceeded(f"the refresh took longer than {deadline_s} s and was stopped") from error
-        self._workshop.refreshes[name] = LastRefresh(
+        self._workshop.refreshes[(DATASET, name)] = LastRefresh(
             action.subject,
             work.started_at,
             parts.runtime.now(),
@@ -321,7 +288,7 @@ class Actor:
             async with asyncio.timeout(action.deadline_s):
                 collection = await indexes.fresh(action.index)
                 await collection.snapshot(action.name)
-                self._workshop.snapshots[action.name] = self._parts.runtime.now()
+                self._workshop.snapshots[(INDEX_SNAPSHOT, action.name)] = self._parts.runtime.now()
         except Conflict:
             return  # it is whole already
         except TimeoutError as error:
@@ -340,33 +307,6 @@ def _life_of(status: Mapping[str, Any]) -> UUID | None:
 async def _absent_is_well(act: Awaitable[object]) -> None:
     with contextlib.suppress(NotFound):
         await act
-
-
-async def _items(chunks: AsyncIterator[tuple[Batch, tuple[int, ...]]]) -> AsyncGenerator[Batch, None]:
-    async for batch, _ in chunks:
-        yield batch
-
-
-def _ingest_spec(name: str, spec: DatasetSpec) -> IngestSpec:
-    return IngestSpec(
-        name,
-        tuple(_source(source) for source in spec.sources),
-        spec.transform,
-        SchemaPolicy(spec.schema_policy),
-        spec.schema_fingerprint,
-        Mode.APPEND if spec.mode is IngestMode.APPEND else Mode.REPLACE,
-        max_rejects=spec.rejects_max,
-    )
-
-
-def _source(source: DatasetSource) -> Source:
-    return Source(source.uri, Format(source.format) if source.format else None, source.options)
-
-
-def _ingested(progress: Progress) -> str:
-    rows = f"{progress.rows:,} rows" if progress.rows else ""
-    share = f"{100 * progress.bytes_read // progress.bytes_total} %" if progress.bytes_total else ""
-    return ", ".join(part for part in (progress.step.value, share, rows) if part)
 
 
 def _progress(done: int, total: int | None) -> str:

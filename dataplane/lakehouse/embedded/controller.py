@@ -24,9 +24,9 @@ from lakehouse.embedded.act import Actor, Convert, Wishes
 from lakehouse.embedded.events import recorded
 from lakehouse.embedded.known import Key, Known, Registry, definition, known
 from lakehouse.embedded.observe import Observer
-from lakehouse.embedded.queue import Queue
-from lakehouse.embedded.work import Work, Workshop
 from lakehouse.log import Backoff
+from lakehouse.loop.queue import Queue
+from lakehouse.loop.work import Work, Workshop
 from lakehouse.resources import Resource as Stored
 from lakehouse.resources import Resources, Seen
 from lakehouse.server.declared import Applied, Declared, InvalidDocument, Parts

@@ -43,7 +43,7 @@ from lakehouse.core.errors import Corrupt, CredentialsRefused, NotFound, Unavail
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Position
 from lakehouse.embedded.known import Key, Registry
-from lakehouse.embedded.work import Workshop
+from lakehouse.loop.work import Workshop
 from lakehouse.named_snapshots import NamedSnapshot
 from lakehouse.server.declared import Parts
 from lakehouse.store.base import ObjectStore
@@ -66,7 +66,7 @@ class _Seen:
 class Observer:
     """Looks at indexes, datasets and snapshots for the control loop."""
 
-    def __init__(self, parts: Parts, registry: Registry, workshop: Workshop) -> None:
+    def __init__(self, parts: Parts, registry: Registry, workshop: Workshop[Key]) -> None:
         self._parts = parts
         self._registry = registry
         self._workshop = workshop
@@ -83,7 +83,7 @@ class Observer:
             "endpoint": f"/v1/vectors/index/{name}",
             "bootstrap": self._bootstrap(resource.spec),
             "snapshots": self._snapshots(name),
-            "last_drain": self._workshop.drains.get(name),
+            "last_drain": self._workshop.drains.get(key),
             "work": self._workshop.running(key),
             "failures": self._workshop.failures(key),
         }
@@ -244,7 +244,7 @@ class Observer:
         """Everything seen of a Dataset."""
         name, key = resource.meta.name, (DATASET, resource.meta.name)
         always: dict[str, Any] = {
-            "last_refresh": self._workshop.refreshes.get(name),
+            "last_refresh": self._workshop.refreshes.get(key),
             "work": self._workshop.running(key),
             "failures": self._workshop.failures(key),
         }
@@ -335,7 +335,8 @@ class Observer:
 
     def _described(self, resource: Resource[IndexSnapshotSpec], found: NamedSnapshot) -> SnapshotRecord:
         index = resource.spec.index
-        completed_at = _moment(resource.status.get("completedAt")) or self._workshop.snapshots.get(found.name)
+        seen_at = self._workshop.snapshots.get((INDEX_SNAPSHOT, found.name))
+        completed_at = _moment(resource.status.get("completedAt")) or seen_at
         files = sorted(found.files, key=lambda file: file.shard)
         record = names.named_snapshot_key(index, found.incarnation, found.name)
         key = files[0].key if len(files) == 1 else record

@@ -13,15 +13,15 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import hnswlib
 import numpy as np
 
 from lakehouse.core.errors import Corrupt
 from lakehouse.core.types import Distance, Vectors
 from lakehouse.index.arena import Arena
 from lakehouse.index.kernels import Links, Rows32
+from lakehouse.index.native import hnswlib
 
 ADD_ROWS = 4_096
 """Rows handed over at once: the normalised copy of them stays small."""
@@ -79,7 +79,7 @@ class HnswlibEngine:
         return _links(index, rows, arena)
 
 
-def _links(index: hnswlib.Index, rows: int, arena: Arena) -> Links:
+def _links(index: Any, rows: int, arena: Arena) -> Links:
     handle, name = tempfile.mkstemp(dir=arena.directory, prefix="graph-")
     try:
         os.close(handle)

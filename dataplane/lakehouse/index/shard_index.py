@@ -136,6 +136,13 @@ class ShardIndex:
         self._remember(added)
         return Applied(added=len(added), updated=len(places) - len(added))
 
+    def put_back(self, batch: Batch, versions: Sequence[int]) -> None:
+        """Write new items with the versions they had elsewhere."""
+        first = self._append(batch.ids, batch.vectors, [document or b"" for document in batch.metadata], 0)
+        for at, version in enumerate(versions):
+            self._tail_part.marks.set_version(first + at, version)
+        self._remember(batch.ids)
+
     def add_if_absent(self, batch: Batch, first_version: int) -> Applied:
         """Write the items whose id is new; of the others only the version becomes `first_version + j`."""
         new: list[int] = []

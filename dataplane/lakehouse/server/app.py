@@ -9,23 +9,23 @@ import asyncio
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lakehouse.catalog import Catalog
 from lakehouse.collection import Collection
-from lakehouse.core.errors import Dropped, Invalid, LakehouseError
+from lakehouse.core.errors import Dropped, Invalid, LakehouseError, OtherLife
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
+from lakehouse.placement import Neighbours, Placement, Pods
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.server import openapi, problem
 from lakehouse.server.auth import ANYBODY, Caller, Guard
-from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
 from lakehouse.server.catalog_api import CatalogApi
-from lakehouse.server.declared import Controller, ControllerFactory, Declared, Parts, WriteGate
+from lakehouse.server.declared import Controller, ControllerFactory, Declared, Parts
 from lakehouse.server.gateway import Gateway
 from lakehouse.server.health import HealthApi
 from lakehouse.server.http import (
@@ -40,14 +40,15 @@ from lakehouse.server.http import (
     Send,
 )
 from lakehouse.server.ingest_api import IngestApi
+from lakehouse.server.internal_api import InternalApi
+from lakehouse.server.kept_index import KeptIndex
 from lakehouse.server.metrics import Metrics
 from lakehouse.server.resources_api import NoResourcesApi, ResourcesApi
-from lakehouse.server.routes import ROUTES, VERSION_PREFIX, Node, Route, find, route_tree
-from lakehouse.server.sql_api import BODY_BYTES_MAX as SQL_BODY_BYTES_MAX
+from lakehouse.server.routes import INTERNAL_ROUTES, ROUTES, VERSION_PREFIX, Node, Route, find, route_tree
 from lakehouse.server.sql_api import SqlApi
 from lakehouse.server.storage_api import StorageApi
 from lakehouse.server.vectors_api import VectorsApi
-from lakehouse.settings import PROXIED_ROLES, Role, Settings
+from lakehouse.settings import Role, Settings
 from lakehouse.sql.service import SqlService
 from lakehouse.sql.vectors import VectorSearch
 from lakehouse.store.base import ObjectStore
@@ -64,6 +65,8 @@ LOCKED_ROLES = (Role.VECTORS, Role.CATALOG)
 """Roles that alone may write what is theirs; each holds the lock of its own name."""
 STORED_ROLES = (Role.STORAGE, Role.CATALOG, Role.INGEST, Role.QUERY, Role.VECTORS)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+LIVES_MAX, LIFE_PAUSE_S = 6, 0.1
+"""Looks at the records, 1.5 s together, while processes do not agree on the life of an index."""
 UNMATCHED = "none"
 """The route label of requests that match no route."""
 
@@ -91,10 +94,17 @@ class App:
         self._store = store
         self._scratch: Path | None = None
         self._own_scratch: TemporaryDirectory[str] | None = None
-        self._guard = Guard(settings.keys)
+        peer_key = settings.peer_key
+        self._peer_key = None if peer_key is None else peer_key.get_secret_value()
+        self._guard = Guard(settings.keys, self._peer_key)
         self._budget = BodyBudget(settings.body_bytes_in_flight_max)
         self._gateway: Gateway | None = None
         self._loading: asyncio.Task[list[str]] | None = None
+        self._kept: KeptIndex | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._neighbours: Neighbours | None = None
+        self._internal: InternalApi | None = None
+        self._draining = False
         self._tree = Node()
         self._handlers: dict[str, Handler] = {}
         self._id_prefix = self.runtime.uuid().hex[:16]
@@ -116,31 +126,49 @@ class App:
             self._scratch = await self.runtime.run_io(self._scratch_of, self._store)
             self._store = MeteredStore(self._store, self.runtime, self.metrics)
         self._gateway = self._new_gateway()
+        if self._gateway is not None:
+            self._gateway.start()
         self._join(self._apis())
         if self.controller is not None:
             await self.controller.start()
         if self.indexes is not None:
             self.metrics.watch(self.indexes.all_opened)
-            self._loading = self.runtime.spawn(_load(self.indexes, self.runtime), name="load indexes")
+            self._load(self.indexes)
         if self.sql is not None:
             self.metrics.watch_sql(self.sql)
             await self.sql.start()
+
+    def _load(self, indexes: Indexes) -> None:
+        if self.settings.index is None:
+            self._loading = self.runtime.spawn(_load(indexes, self.runtime), name="load indexes")
+        else:
+            self._kept = KeptIndex(indexes, self.runtime, self.settings.index)
+            self._keeping = self.runtime.spawn(self._kept.run(), name="keep index")
+
+    def drain(self) -> None:
+        """Say that this process is not ready any more, and go on serving."""
+        self._draining = True
 
     async def close(self) -> None:
         """Finish writes that were taken, then release the store."""
         if self.controller is not None:
             await self.controller.close()
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        for task in (self._loading, self._keeping):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self.sql is not None:
             await self.sql.close()
         if self._remote is not None:
             await self._remote.close()
         if self._gateway is not None:
             await self._gateway.close()
+        if self._internal is not None:
+            await self._internal.close()
         if self.indexes is not None:
             await self.indexes.close()
+        if self._neighbours is not None:
+            await self._neighbours.close()
         if self._store is not None:
             await self._store.close()
         if self._own_scratch is not None:
@@ -161,19 +189,7 @@ class App:
         settings = self.settings
         if Role.GATEWAY not in settings.roles:
             return None
-        urls = {role: settings.role_url(role) for role in PROXIED_ROLES if role not in settings.roles}
-        return Gateway(
-            {role: url for role, url in urls.items() if url},
-            {
-                Role.STORAGE: settings.storage_body_bytes_max,
-                Role.CATALOG: CATALOG_BODY_BYTES_MAX,
-                Role.INGEST: settings.ingest_body_bytes_max,
-                Role.QUERY: SQL_BODY_BYTES_MAX,
-                Role.VECTORS: settings.vectors_body_bytes_max,
-            },
-            settings.proxy_connect_s,
-            settings.proxy_timeout_s,
-        )
+        return Gateway(settings, self.runtime)
 
     def _apis(self) -> dict[str, object]:
         """The handlers of the roles that run here, by the first part of a route's name."""
@@ -184,10 +200,11 @@ class App:
                 store,
                 self.runtime,
                 self.metrics,
-                self._is_loading,
-                self._unloaded,
+                self._readiness,
+                lambda: self._draining,
                 self._sql_checks,
                 openapi.document,
+                lambda: None if self._gateway is None else self._gateway.readiness(),
             )
         }
         apis["resources"] = NoResourcesApi()
@@ -206,22 +223,48 @@ class App:
                 ingested, store, self.runtime, settings, self._scratch, self._declares_dataset
             )
         if Role.VECTORS in roles:
-            self.indexes = Indexes(store, self.runtime, EngineSettings(scratch=self._scratch))
-            gate = WriteGate()
+            self._neighbours = Neighbours(self.runtime, self._peer_key)
+            placement = self._placement(self._neighbours)
+            engine = EngineSettings(scratch=self._scratch)
+            self.indexes = Indexes(
+                store, self.runtime, engine, placement=placement, read_only=self._is_read_only
+            )
             apis["vectors"] = VectorsApi(
                 self.indexes,
                 self.runtime,
                 settings.vectors_body_bytes_max,
                 self._declared,
-                gate,
                 self._filtered,
+                settings.index,
             )
-            self._make_controller(store, gate)
+            apis["internal"] = self._internal = InternalApi(
+                self.indexes,
+                self.runtime,
+                self._neighbours,
+                self._readiness,
+                self._declared,
+                settings.vectors_body_bytes_max,
+                settings.index,
+            )
+            self._make_controller(store)
         if self.controller is not None:
             apis["resources"] = ResourcesApi(self.controller)
         if Role.QUERY in roles:
             apis["query"] = SqlApi(self._make_sql(store), self.runtime)
         return apis
+
+    def _placement(self, neighbours: Neighbours) -> Placement | None:
+        """None for a process that is alone: nothing of what follows costs it anything."""
+        settings = self.settings
+        if settings.peers_url is None and settings.shard is None:
+            return None
+        return Pods(
+            neighbours,
+            peers=settings.peers_url,
+            index=settings.index,
+            shard=settings.shard,
+            shard_url=settings.shard_url,
+        )
 
     def _make_sql(self, store: ObjectStore) -> SqlService:
         assert self._scratch is not None
@@ -248,42 +291,59 @@ class App:
         return await self._filters(collection, text)
 
     def _declared(self, index: str) -> Declared | None:
+        settings = self.settings
+        if settings.declared and index == settings.index:
+            return Declared(settings.declared, settings.read_only)
         return None if self.controller is None else self.controller.declared(index)
+
+    def _is_read_only(self, index: str) -> bool:
+        declared = self._declared(index)
+        return declared is not None and bool(declared.read_only)
 
     def _declares_dataset(self, dataset: str) -> str | None:
         return None if self.controller is None else self.controller.declares_dataset(dataset)
 
-    def _make_controller(self, store: ObjectStore, gate: WriteGate) -> None:
+    def _make_controller(self, store: ObjectStore) -> None:
         if self._new_controller is None or self.indexes is None or self.catalog is None:
             return
         assert self._scratch is not None
         self.controller = self._new_controller(
-            Parts(store, self.runtime, self.settings, self._scratch, self.indexes, self.catalog, gate)
+            Parts(store, self.runtime, self.settings, self._scratch, self.indexes, self.catalog)
         )
 
-    def _is_loading(self) -> bool:
-        return self._loading is not None and not self._loading.done()
-
-    def _unloaded(self) -> str:
-        """Which indexes could not be opened at start; empty for none."""
-        failed = self._loading.result() if self._loading is not None and self._loading.done() else []
-        return f"could not be opened: {', '.join(failed)}" if failed else ""
+    def _readiness(self) -> tuple[bool, str]:
+        """Whether what is to be served is loaded, and what is to be said about that."""
+        if self._draining:
+            return False, "stopping"
+        if self._kept is not None:
+            return self._kept.ready, self._kept.detail
+        if self._loading is None:
+            return True, ""
+        if not self._loading.done():
+            return False, "loading"
+        failed = self._loading.result()
+        return True, f"could not be opened: {', '.join(failed)}" if failed else ""
 
     def _sql_checks(self) -> Mapping[str, str]:
         return {} if self.sql is None else self.sql.checks()
 
     def _join(self, apis: dict[str, object]) -> None:
         self._tree = route_tree(self._paths())
-        for route in ROUTES:
+        for route in (*ROUTES, *INTERNAL_ROUTES):
             api, _, method = route.name.partition(".")
             if api in apis:
                 self._handlers[route.name] = getattr(apis[api], method)
+            elif route.internal:
+                continue
             elif route.role is not None and self._gateway is not None:
-                self._handlers[route.name] = partial(self._gateway.forward, route.role)
+                self._handlers[route.name] = self._gateway.handler(route)
 
     def _paths(self) -> Iterator[tuple[str, Route]]:
         """Under /v1 what runs here or behind the gateway; without it only what runs here."""
         roles = self.settings.roles
+        for route in INTERNAL_ROUTES:
+            if route.role in roles:
+                yield route.path, route
         for route in ROUTES:
             if route.role is None or route.role in roles:
                 yield route.path, route
@@ -317,7 +377,8 @@ class App:
             response = problem.of_error(error, request.request_id)
         finally:
             request.release()
-        await response.send(send, request.request_id.encode())
+        sending = _closing(send) if self._draining else send
+        await response.send(sending, request.request_id.encode())
         seconds = self.runtime.monotonic() - began
         self.metrics.request(UNMATCHED if route is None else route.name, response.status, seconds)
         if self.settings.access_log:
@@ -326,14 +387,28 @@ class App:
     async def _handled(self, handler: Handler, request: Request) -> AnyResponse:
         """The handler's answer; once more if its index was dropped elsewhere, for the name may live again."""
         try:
-            return await handler(request)
-        except Dropped:
-            return await handler(request)
+            return await self._of_one_life(handler, request)
         except Invalid:  # judged by another life's dimension, perhaps
             name = request.params.get("name")
             if self.indexes is None or name is None or not await self._is_renewed(self.indexes, name):
                 raise
             return await handler(request)
+
+    async def _of_one_life(self, handler: Handler, request: Request) -> AnyResponse:
+        """The handler's answer; again where the life it asked has ended, here or where another process serves it."""
+        for attempt in range(1, LIVES_MAX):
+            try:
+                return await handler(request)
+            except Dropped:  # the name may live again
+                if attempt > 1:
+                    await self.runtime.sleep(LIFE_PAUSE_S * attempt)
+            except OtherLife:
+                name = request.params.get("name")
+                if self.indexes is None or name is None:
+                    raise
+                if not await self._is_renewed(self.indexes, name):  # it is the other one that has to look
+                    await self.runtime.sleep(LIFE_PAUSE_S * attempt)
+        return await handler(request)
 
     async def _is_renewed(self, indexes: Indexes, name: str) -> bool:
         try:
@@ -370,7 +445,7 @@ class App:
     def _allowed(self, route: Route, headers: dict[bytes, bytes]) -> Caller:
         if route.right is None:
             return ANYBODY
-        return self._guard.check(headers.get(b"authorization"), route.right)
+        return self._guard.check(headers.get(b"authorization"), route.right, internal=route.internal)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -386,6 +461,17 @@ class App:
 
 
 _NOTHING = Response(204)
+
+
+def _closing(send: Send) -> Send:
+    """Answers that end their connection, so that the next request goes where this process is not chosen any more."""
+
+    async def sent(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return sent
 
 
 LOAD_AGAIN_S = 2.0

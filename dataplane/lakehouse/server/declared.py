@@ -4,10 +4,7 @@ A plain server has nobody of that kind; `lakehouse up` passes one in.  What this
 anything; `lakehouse.embedded` does.
 """
 
-import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,51 +87,6 @@ class Controller(Protocol):
         ...
 
 
-class WriteGate:
-    """Holds writes off an index while its items are copied into a new life, where a late one would be lost."""
-
-    def __init__(self) -> None:
-        self._writing: Counter[str] = Counter()
-        self._shut: dict[str, asyncio.Event] = {}
-        """Set once nobody writes any more."""
-
-    @contextlib.contextmanager
-    def writing(self, *indexes: str) -> Iterator[None]:
-        """While a write is under way.  Raises `Unavailable`, before anything is done, when the gate is shut."""
-        for index in indexes:
-            if index in self._shut:
-                raise Unavailable(
-                    "the index is being rebuilt with other parameters and takes no writes meanwhile: repeat. "
-                    f"index=`{index}`",
-                    outcome=Outcome.NOT_COMMITTED,
-                    retry_after_s=2.0,
-                )
-        self._writing.update(indexes)
-        try:
-            yield
-        finally:
-            self._writing.subtract(indexes)
-            for index in indexes:
-                self._settled(index)
-
-    @contextlib.asynccontextmanager
-    async def shut(self, index: str) -> AsyncIterator[None]:
-        """No write begins meanwhile, and those that had begun have ended."""
-        idle = self._shut[index] = asyncio.Event()
-        try:
-            self._settled(index)
-            await idle.wait()
-            yield
-        finally:
-            del self._shut[index]
-
-    def _settled(self, index: str) -> None:
-        if self._writing[index] <= 0:
-            del self._writing[index]
-            if index in self._shut:
-                self._shut[index].set()
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a controller works with: the parts of the one process."""
@@ -145,7 +97,6 @@ class Parts:
     scratch: Path
     indexes: Indexes
     catalog: Catalog
-    gate: WriteGate
 
 
 ControllerFactory = Callable[[Parts], Controller]

@@ -1,114 +1,257 @@
-"""The gateway: passes a request on to the process that runs its role, streaming both ways.
+"""The gateway: passes a request on to the process that serves it: a role's, or a declared index's own pods.
 
-Path and query go on byte for byte, with the request id, so that one id follows a request through every log.
-What it does not do: retry.  The caller holds the idempotency key, so the caller repeats.
+Path and query go on byte for byte, with the request id, so that one id follows a request through every log.  An index
+that the routing table names is served by its own Service or not at all; creating and deleting it is its resource's.
+What it does not do: answer anything itself, but for the list of indexes and what has to be refused.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from urllib.parse import quote
 
-import httpx
+import msgspec
 
-from lakehouse.core.errors import Outcome, Unavailable
-from lakehouse.server.http import Request, StreamedResponse
-from lakehouse.server.routes import VERSION_PREFIX
-from lakehouse.settings import Role
+from lakehouse.core.errors import Invalid, Outcome, Unavailable
+from lakehouse.runtime import Runtime
+from lakehouse.server import forwarding, routing_watch
+from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
+from lakehouse.server.declared import Declared, check_not_declared, check_writable, not_ready
+from lakehouse.server.forwarding import Address, Body, Forwarder, Replayed, Streamed
+from lakehouse.server.http import JSON, AnyResponse, Handler, Request, StreamedResponse, json_response
+from lakehouse.server.json_body import CreateBody, Decoder, DeleteBody, MergeBody
+from lakehouse.server.routes import Route
+from lakehouse.server.routing_table import Place
+from lakehouse.server.routing_watch import Routes
+from lakehouse.server.sql_api import BODY_BYTES_MAX as SQL_BODY_BYTES_MAX
+from lakehouse.settings import PROXIED_ROLES, Role, Settings
 
-HOP_BY_HOP = frozenset(
+REPLAYED_BYTES_MAX = 1 << 20
+"""A body up to this size is kept until its answer begins; larger ones stream."""
+KEYED = frozenset(("vectors.add", "vectors.delete"))
+"""Writes that an idempotency key makes one however often they are sent; a client that gave none gets one here."""
+TWICE = frozenset(
     (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"host",
-        b"expect",
-        b"x-request-id",
-        b"date",
-        b"server",
+        "storage.put",
+        "storage.delete",
+        "query.sql",
+        "vectors.search",
+        "vectors.search_batch",
+        "vectors.scroll",
+        "vectors.count",
+        "vectors.recall",
+        "vectors.add",
+        "vectors.delete",
     )
 )
-"""Headers that belong to one connection, or that each process sets itself."""
-CONNECTIONS_MAX = 256
+"""What, besides GET, comes to the same when it is done twice; `vectors.delete` by ids only."""
+_decode_create = Decoder(CreateBody)
+_decode_merge = Decoder(MergeBody)
+_decode_delete = Decoder(DeleteBody)
 
 
 class Gateway:
-    """A pool of connections to the other roles."""
+    """Handlers for the routes whose role does not run in this process."""
 
-    def __init__(
-        self, urls: Mapping[Role, str], body_bytes_max: Mapping[Role, int], connect_s: float, timeout_s: float
-    ) -> None:
-        self._targets = {role: _target(url) for role, url in urls.items()}
-        self._body_bytes_max = body_bytes_max
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=connect_s),
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            trust_env=False,
-        )
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        urls = {role: settings.role_url(role) for role in PROXIED_ROLES if role not in settings.roles}
+        self._addresses = {role: Address(url, f"the {role} role") for role, url in urls.items() if url}
+        self._body_bytes_max: Mapping[Role, int] = {
+            Role.STORAGE: settings.storage_body_bytes_max,
+            Role.CATALOG: CATALOG_BODY_BYTES_MAX,
+            Role.INGEST: settings.ingest_body_bytes_max,
+            Role.QUERY: SQL_BODY_BYTES_MAX,
+            Role.VECTORS: settings.vectors_body_bytes_max,
+        }
+        self._forwarder = Forwarder(runtime, settings.proxy_connect_s, settings.proxy_timeout_s)
+        self._peer_key = "" if settings.peer_key is None else settings.peer_key.get_secret_value()
+        self._runtime = runtime
+        self.routes: Routes | None = None
+        """Where declared indexes are; None: nobody declares any."""
+        if settings.routes:
+            self.routes = routing_watch.opened(settings.routes, runtime)
 
-    async def forward(self, role: Role, request: Request) -> StreamedResponse:
-        """The role's answer.
-
-        Raises `Unavailable`, knowing that nothing happened only if nothing was sent.
-        """
-        outgoing = self._client.build_request(
-            request.scope["method"],
-            self._url(role, request),
-            headers=_request_headers(request),
-            content=self._content(role, request),
-        )
-        try:
-            answer = await self._client.send(outgoing, stream=True, follow_redirects=False)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Unavailable(
-                f"the {role} role does not answer: try again", outcome=Outcome.NOT_COMMITTED
-            ) from error
-        except httpx.TransportError as error:
-            raise Unavailable(f"the {role} role broke off before it answered: try again") from error
-        received = [(name.lower(), value) for name, value in answer.headers.raw]
-        headers = [(name, value) for name, value in received if name not in HOP_BY_HOP]
-        return StreamedResponse(answer.status_code, _body(answer), headers)
+    def start(self) -> None:
+        """Begin to follow the routing table."""
+        if self.routes is not None:
+            self.routes.start()
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self.routes is not None:
+            await self.routes.close()
+        await self._forwarder.close()
 
-    def _url(self, role: Role, request: Request) -> httpx.URL:
-        base, prefix = self._targets[role]
-        query: bytes = request.scope.get("query_string", b"")
-        raw = prefix + VERSION_PREFIX.encode() + _unversioned(request.scope["raw_path"])
-        return base.copy_with(raw_path=raw + (b"?" + query if query else b""))
+    def handler(self, route: Route) -> Handler:
+        """What answers a route here."""
+        if self.routes is None or route.role is not Role.VECTORS:
+            return partial(self._to_role, route)
+        special: Mapping[str, Handler] = {
+            "vectors.create": partial(self._create, route),
+            "vectors.list": partial(self._list, route),
+            "vectors.drop": partial(self._drop, route),
+            "vectors.merge": partial(self._merge, route),
+        }
+        return special.get(route.name) or partial(self._to_index, route)
 
-    def _content(self, role: Role, request: Request) -> AsyncIterator[bytes] | None:
+    def readiness(self) -> tuple[bool, str] | None:
+        """Whether there is a table to go by, and what is to be said about it; None where none is asked for."""
+        return None if self.routes is None else (self.routes.ready, self.routes.detail)
+
+    # --- what is passed on as it is
+
+    async def _to_role(self, route: Route, request: Request, body: Body | None = None) -> AnyResponse:
+        assert route.role is not None
+        return await self._passed(self._addresses[route.role], route, request, body)
+
+    async def _to_index(self, route: Route, request: Request, body: Body | None = None) -> AnyResponse:
+        place = self._declared(request.params["name"])
+        if place is None:
+            return await self._to_role(route, request, body)
+        return await self._passed(_address(place), route, request, body)
+
+    async def _passed(
+        self, to: Address, route: Route, request: Request, body: Body | None
+    ) -> StreamedResponse:
+        body = body or await self._body(route, request)
+        key: list[tuple[bytes, bytes]] = []
+        if route.name in KEYED and b"idempotency-key" not in request.headers:
+            key = [(b"idempotency-key", f"gateway-{self._runtime.uuid().hex}".encode())]
+        twice = route.method == "GET" or (route.name in TWICE and not _by_filter(route, body))
+        return await self._forwarder.send(
+            to, request, forwarding.path_of(request), body, twice=twice, headers=key
+        )
+
+    async def _body(self, route: Route, request: Request) -> Body:
+        assert route.role is not None
         headers = request.headers
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
-            return None
-        return request.stream(self._body_bytes_max[role])
+            return Replayed(None)
+        bytes_max = self._body_bytes_max[route.role]
+        announced = request.check_body(bytes_max)
+        if announced is not None and announced <= REPLAYED_BYTES_MAX:
+            return Replayed(await request.body(bytes_max))
+        return Streamed(request.stream(bytes_max))
+
+    # --- declared indexes
+
+    def _place(self, index: str) -> Place | None:
+        """Where a declared index is, ready or not.  Raises `Unavailable` while nobody knows what is declared."""
+        assert self.routes is not None
+        if not self.routes.ready:
+            raise Unavailable(
+                f"this gateway does not know yet which indexes are declared: {self.routes.detail}",
+                outcome=Outcome.NOT_COMMITTED,
+                retry_after_s=2.0,
+            )
+        return self.routes.place(index)
+
+    def _declared(self, index: str) -> Place | None:
+        """Raises `Unavailable` for a declared index that is not ready; the pool never answers for it."""
+        place = self._place(index)
+        if place is not None and not place.ready:
+            raise not_ready(Declared(place.resource), index)
+        return place
+
+    def _check_not_declared(self, index: str) -> None:
+        place = self._place(index)
+        check_not_declared(None if place is None else Declared(place.resource), index)
+
+    async def _create(self, route: Route, request: Request) -> AnyResponse:
+        body = await request.body(self._body_bytes_max[Role.VECTORS])
+        with suppress(Invalid):  # the pool says what is wrong with it
+            self._check_not_declared(_decode_create(body).name)
+        return await self._to_role(route, request, Replayed(body))
+
+    async def _drop(self, route: Route, request: Request) -> AnyResponse:
+        self._check_not_declared(request.params["name"])
+        return await self._to_role(route, request)
+
+    async def _list(self, route: Route, request: Request) -> AnyResponse:
+        """The pool's indexes, and the declared ones that answer."""
+        self._place("")
+        assert self.routes is not None
+        assert self.routes.table is not None
+        answer = await self._to_role(route, request)
+        if answer.status != 200 or not isinstance(answer, StreamedResponse):
+            return answer
+        found = msgspec.json.decode(await _whole(answer), type=_Names).names
+        table = self.routes.table
+        names = sorted((set(found) - table.indexes.keys()) | table.ready_names)
+        return json_response({"names": names, "count": len(names)})
+
+    # --- merging
+
+    async def _merge(self, route: Route, request: Request) -> AnyResponse:
+        """Source's pods do it; where dest is served by others, they are told where, as only this process knows."""
+        source = request.params["name"]
+        body = await request.body(self._body_bytes_max[Role.VECTORS])
+        try:
+            asked: MergeBody = _decode_merge(body)
+        except Invalid:  # who has the source says what is wrong with it
+            return await self._to_index(route, request, Replayed(body))
+        places = [self._declared(source), self._declared(asked.dest) if asked.dest else None]
+        if not any(places) or asked.dest in ("", source):
+            return await self._to_index(route, request, Replayed(body))
+        for place, name, changes in zip(
+            places, (source, asked.dest), (bool(asked.clear_source), True), strict=True
+        ):
+            if place is not None and changes and place.read_only:
+                check_writable(Declared(place.resource, "its dataset replaces its content"), name)
+        return await self._merge_between(request, places[0], places[1], asked)
+
+    async def _merge_between(
+        self, request: Request, source: Place | None, dest: Place | None, asked: MergeBody
+    ) -> AnyResponse:
+        pool = self._addresses[Role.VECTORS]
+        if dest is None:  # who merges into it only finds that nobody serves it
+            found = await self._forwarder.ask(
+                pool, request, f"/v1/vectors/index/{quote(asked.dest, safe='')}".encode()
+            )
+            if found.status != 200:
+                return found
+            await _whole(found)
+        told = {
+            "dest": asked.dest,
+            "dest_url": pool.url if dest is None else dest.shard_url or dest.url,
+            "clear_source": bool(asked.clear_source),
+            "replace": asked.on_conflict == "replace",
+        }
+        data = msgspec.json.encode(told)
+        headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(data))]
+        if self._peer_key:
+            headers.append((b"authorization", b"Bearer " + self._peer_key.encode()))
+        answer = await self._forwarder.send(
+            pool if source is None else _address(source),
+            request,
+            f"/internal/indexes/{quote(request.params['name'], safe='')}/merge".encode(),
+            Replayed(data),
+            twice=False,
+            headers=headers,
+        )
+        if answer.status != 200:
+            return answer
+        merged = msgspec.json.decode(await _whole(answer))
+        position = str(merged.pop("position", "")).encode()
+        return json_response(merged, 200, ((b"lakehouse-position", position),) if position else ())
 
 
-def _target(url: str) -> tuple[httpx.URL, bytes]:
-    path = urlsplit(url).path.rstrip("/")
-    return httpx.URL(url), path.encode()
+async def _whole(answer: StreamedResponse) -> bytes:
+    return b"".join([chunk async for chunk in answer.chunks])
 
 
-def _unversioned(raw_path: bytes) -> bytes:
-    """The path as sent; `.` and `..` escaped, because the client would resolve them before the role can refuse."""
-    segments = raw_path.removeprefix(VERSION_PREFIX.encode()).split(b"/")
-    return b"/".join(
-        segment.replace(b".", b"%2E") if segment in (b".", b"..") else segment for segment in segments
-    )
+class _Names(msgspec.Struct):
+    names: list[str]
 
 
-def _request_headers(request: Request) -> list[tuple[bytes, bytes]]:
-    passed = [(name, value) for name, value in request.headers.items() if name not in HOP_BY_HOP]
-    return [*passed, (b"x-request-id", request.request_id.encode())]
+def _address(place: Place) -> Address:
+    return Address(place.url, f"the index's Service ({place.resource})")
 
 
-async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+def _by_filter(route: Route, body: Body) -> bool:
+    """Whether a request deletes whatever matches when it arrives: done twice, that may be more."""
+    if route.name != "vectors.delete":
+        return False
     try:
-        async for chunk in answer.aiter_raw():
-            yield chunk
-    finally:
-        await answer.aclose()
+        return isinstance(body, Streamed) or _decode_delete(body.content or b"").filter is not None
+    except Invalid:
+        return True

@@ -33,19 +33,21 @@ class HealthApi:
         store: ObjectStore | None,
         runtime: Runtime,
         metrics: Metrics,
-        loading: Callable[[], bool],
-        unloaded: Callable[[], str],
+        indexes: Callable[[], tuple[bool, str]],
+        draining: Callable[[], bool],
         sql: Callable[[], Mapping[str, str]],
         openapi: Callable[[], Mapping[str, object]],
+        routes: Callable[[], tuple[bool, str] | None] = lambda: None,
     ) -> None:
         self._roles = roles
         self._store = store
         self._runtime = runtime
         self._metrics = metrics
-        self._loading = loading
-        self._unloaded = unloaded
+        self._indexes = indexes
+        self._draining = draining
         self._sql = sql
         self._openapi = openapi
+        self._routes = routes
         self._probed_at = 0.0
         self._store_says = ""
 
@@ -59,18 +61,24 @@ class HealthApi:
         return json_response({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether every index was loaded; and, for people, whether the store answers and SQL runs.
+        """Whether every index was loaded and no end has begun; and, for people, whether the store answers and SQL runs.
 
         A store that is away makes nobody unready: reads go on, and taking every process out would end them.
         Neither does SQL that is off: searches need nothing of it.
         """
-        loading = self._loading()
-        checks = {"indexes": "loading" if loading else self._unloaded() or "ok"}
+        loaded, detail = self._indexes()
+        checks = {"indexes": detail or "ok"}
         if self._store is not None:
             checks["store"] = await self._probe(self._store)
         checks |= self._sql()
-        body = {"status": "not ready" if loading else "ok", "checks": checks}
-        return json_response(body, 503 if loading else 200)
+        routed, routes = self._routes() or (True, "")
+        if routes:
+            checks["routes"] = routes
+        ready = loaded and routed and not self._draining()
+        if self._draining():
+            checks["process"] = "stopping"
+        body = {"status": "ok" if ready else "not ready", "checks": checks}
+        return json_response(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text format."""

@@ -29,6 +29,8 @@ class Route:
     """None: open to everyone."""
     role: Role | None = None
     """None: every role answers it, at the root only."""
+    internal: bool = False
+    """For processes of one deployment and its operator: at the root only, never through a gateway, undocumented."""
 
 
 def _vectors(method: str, path: str, name: str, right: Right) -> Route:
@@ -79,6 +81,19 @@ ROUTES = (
     _vectors("GET", "/{name}/stats", "stats", Right.READ),
     _vectors("POST", "/{name}/recall", "recall", Right.READ),
     _vectors("POST", "/{name}/snapshot", "snapshot", Right.WRITE),
+)
+
+
+def _internal(method: str, path: str, name: str) -> Route:
+    return Route(method, f"/internal{path}", f"internal.{name}", Right.ADMIN, Role.VECTORS, internal=True)
+
+
+INTERNAL_ROUTES = (
+    _internal("GET", "/state", "state"),
+    _internal("POST", "/indexes/{name}/renew", "renew"),
+    _internal("POST", "/indexes/{name}/ef-search", "ef_search"),
+    _internal("POST", "/indexes/{name}/merge", "merge"),
+    _internal("POST", "/indexes/{name}/shards/{life}/{shard}/{verb}", "shard"),
 )
 
 

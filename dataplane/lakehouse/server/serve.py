@@ -64,7 +64,7 @@ async def serve_until_stopped(
 
 
 async def _run(app: App, listener: socket.socket, ready: Callable[[str], None] | None) -> None:
-    server = _Server(_config(app), lambda: _announce(listener, ready))
+    server = _Server(app, _config(app), lambda: _announce(listener, ready))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
@@ -94,9 +94,11 @@ def _config(app: App) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn without its signal handling: it would die of the signal after a clean end, and we end with 0."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, app: App, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._app = app
         self._announce = started
+        self._draining: asyncio.TimerHandle | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -108,9 +110,23 @@ class _Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Stop accepting and finish what was taken; a second signal does not wait for it."""
+        """Be unready, go on serving for as long as the settings say, then stop accepting and finish what was taken.
+
+        A second signal does not wait for any of it.
+        """
         logger.info("stopping")
-        self.force_exit = self.should_exit
+        drain_s = self._app.settings.drain_s
+        if drain_s and self._draining is None and not self.should_exit:
+            self._app.drain()
+            self._draining = asyncio.get_running_loop().call_later(drain_s, self._end)
+            return
+        self.force_exit = self.should_exit or self._draining is not None
+        self._end()
+
+    def _end(self) -> None:
+        self._app.drain()
+        if self._draining is not None:
+            self._draining.cancel()
         self.should_exit = True
 
 

@@ -36,7 +36,6 @@ from lakehouse.server import add_body, json_body
 from lakehouse.server.add_body import matrix_of
 from lakehouse.server.declared import (
     Declared,
-    WriteGate,
     check_not_declared,
     check_served,
     check_writable,
@@ -87,14 +86,15 @@ class VectorsApi:
         runtime: Runtime,
         body_bytes_max: int,
         declared: Callable[[str], Declared | None] = nobody,
-        gate: WriteGate | None = None,
         filters: Filters = as_metadata,
+        only: str | None = None,
     ) -> None:
+        """`only` is the one index that is served; None for all."""
+        self._only = only
         self._indexes = indexes
         self._runtime = runtime
         self._body_bytes_max = body_bytes_max
         self._declared = declared
-        self._gate = gate or WriteGate()
         self._filters = filters
 
     # --- hot
@@ -147,8 +147,7 @@ class VectorsApi:
             batch = await self._runtime.run_cpu(add_body.decode, body, request.media_type, collection.params)
         else:
             batch = add_body.decode(body, request.media_type, collection.params)
-        with self._gate.writing(collection.name):
-            result = await collection.add(batch, idempotency_key=key)
+        result = await collection.add(batch, idempotency_key=key)
         return json_response({"added": result.added, "length": result.length}, 200, _written(result))
 
     async def _collection(self, request: Request) -> Collection:
@@ -158,6 +157,7 @@ class VectorsApi:
 
     async def _opened(self, name: str) -> Collection:
         """Raises `Unavailable` rather than `NotFound` for an index that is declared and does not live yet."""
+        self._check_here(name)
         declared = self._declared(name)
         check_served(declared, name)
         try:
@@ -166,6 +166,10 @@ class VectorsApi:
             if declared is None:
                 raise
             raise not_ready(declared, name) from error
+
+    def _check_here(self, name: str) -> None:
+        if self._only is not None and name != self._only:
+            raise NotFound(f"this process serves another index. index=`{self._only}` name=`{name}`")
 
     async def _wanted(self, collection: Collection, text: str | None) -> str | Predicate | None:
         """A filter as the engine takes it; one over a dataset's columns is answered by SQL first."""
@@ -199,6 +203,7 @@ class VectorsApi:
     async def create(self, request: Request) -> Response:
         """A new, empty index."""
         asked: CreateBody = decode_create(await request.body(self._body_bytes_max))
+        self._check_here(asked.name)
         check_not_declared(self._declared(asked.name), asked.name)
         shards = asked.shards or 1
         if not 1 <= shards <= SHARDS_MAX:
@@ -208,7 +213,7 @@ class VectorsApi:
 
     async def list(self, request: Request) -> Response:
         """Names of all indexes."""
-        names = sorted(await self._indexes.names())
+        names = sorted(name for name in await self._indexes.names() if self._only in (None, name))
         return json_response({"names": names, "count": len(names)})
 
     async def get(self, request: Request) -> Response:
@@ -220,6 +225,7 @@ class VectorsApi:
     async def drop(self, request: Request) -> Response:
         """Delete an index with all it holds."""
         name = request.params["name"]
+        self._check_here(name)
         check_not_declared(self._declared(name), name)
         await self._indexes.drop(name)
         return Response(204)
@@ -231,17 +237,17 @@ class VectorsApi:
         if not asked.dest or asked.dest == source:
             raise Invalid(f"dest names another index than the source. dest=`{asked.dest}`")
         await self._check_merge(source, asked.dest, clears=bool(asked.clear_source))
-        with self._gate.writing(source, asked.dest):
-            result = await self._indexes.merge(
-                source,
-                asked.dest,
-                clear_source=bool(asked.clear_source),
-                replace=asked.on_conflict == "replace",
-            )
-        return json_response(_merged(result), 200, _at(result.position))
+        result = await self._indexes.merge(
+            source,
+            asked.dest,
+            clear_source=bool(asked.clear_source),
+            replace=asked.on_conflict == "replace",
+        )
+        return json_response(merged_json(result), 200, _at(result.position))
 
     async def _check_merge(self, source: str, dest: str, *, clears: bool) -> None:
         for name, changes in ((source, clears), (dest, True)):
+            self._check_here(name)
             declared = self._declared(name)
             if declared is not None:
                 await self._opened(name)
@@ -257,12 +263,11 @@ class VectorsApi:
         asked: DeleteBody = decode_delete(await self._body(request))
         if (asked.ids is None) == (asked.filter is None):
             raise Invalid("give either `ids` or `filter`")
-        with self._gate.writing(collection.name):
-            if asked.filter is not None:
-                wanted = await self._filters(collection, asked.filter)
-                result = await collection.delete_where(wanted)
-            else:
-                result = await collection.delete(_checked_ids(asked.ids or []), idempotency_key=key)
+        if asked.filter is not None:
+            wanted = await self._filters(collection, asked.filter)
+            result = await collection.delete_where(wanted)
+        else:
+            result = await collection.delete(_checked_ids(asked.ids or []), idempotency_key=key)
         return json_response({"deleted": result.deleted, "length": result.length}, 200, _written(result))
 
     async def item(self, request: Request) -> Response:
@@ -482,7 +487,8 @@ def _described(collection: Collection) -> dict[str, Any]:
     return {"params": collection.params.to_json(), "length": collection.length}
 
 
-def _merged(result: MergeResult) -> dict[str, Any]:
+def merged_json(result: MergeResult) -> dict[str, Any]:
+    """A merge's result as the public route answers it."""
     body: dict[str, Any] = {
         "merged": result.merged,
         "skipped_already_present": result.skipped_already_present,

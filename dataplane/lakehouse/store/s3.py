@@ -21,6 +21,7 @@ import botocore.exceptions as sdk
 import urllib3.exceptions
 
 from lakehouse.core.errors import (
+    BucketNotFound,
     Conflict,
     CredentialsRefused,
     Invalid,
@@ -362,7 +363,7 @@ def _answered(error: sdk.ClientError, act: str, bucket: str, key: str) -> Except
             outcome=Outcome.NOT_COMMITTED,
         )
     if code == "NoSuchBucket":
-        return Unavailable(
+        return BucketNotFound(
             f"there is no such bucket: create it, or name another. bucket=`{bucket}`",
             outcome=Outcome.NOT_COMMITTED,
         )

@@ -6,7 +6,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -287,7 +287,25 @@ class Watcher:
                 since.check(value_of(collection, since.history.id), f"strong read at {process.name}")
 
 
-async def _play(seed: int) -> None:
+class Rebuilder:
+    """Links the index anew again and again, in any process, beside whoever writes and reads."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.random = fleet.world.random
+
+    async def live(self, span_s: float) -> None:
+        for _ in range(OPERATIONS // 2):
+            await asyncio.sleep(self.random.expovariate(OPERATIONS / 2 / span_s))
+            process = self.fleet.pick()
+            params = replace(PARAMS, m=self.random.randint(4, 24))
+            task = process.run(building.rebuild(process.indexes, params, serve=self.random.random() < 0.7))
+            await asyncio.wait([task])
+            if task.cancelled() or not isinstance(task.exception(), Conflict):  # else another was first
+                _only_expected(task)
+
+
+async def _play(seed: int, rebuilders: int = 0) -> None:
     world = World(seed)
     plan = planned(world.random)
     fleet = Fleet(world, plan.processes)
@@ -296,7 +314,11 @@ async def _play(seed: int) -> None:
     clients = [Client(fleet, number) for number in range(plan.clients)]
     trouble = asyncio.ensure_future(fleet.trouble(plan))
     watcher = Watcher(fleet, clients)
-    await asyncio.gather(*(client.live(plan) for client in clients), watcher.live(plan.span_s))
+    await asyncio.gather(
+        *(client.live(plan) for client in clients),
+        *(Rebuilder(fleet).live(plan.span_s) for _ in range(rebuilders)),
+        watcher.live(plan.span_s),
+    )
     await trouble
     world.calm()
     await asyncio.sleep(HEAL_S)
@@ -307,14 +329,17 @@ async def _play(seed: int) -> None:
         await (await process.indexes.open(PARAMS.name)).add(batch({f"after-{process.name}": 1}))
 
 
+async def _play_rebuilds(seed: int) -> None:
+    """As `_play`, while the index is rebuilt: a life that is replaced hands over all that it acknowledged."""
+    await _play(seed, rebuilders=1 + seed // 8 % 2)
+
+
 async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
     """Survivors and a newcomer agree, and every id is what its history allows."""
     replicas = {}
     for process in [*fleet.members, world.start("newcomer")]:
-        collection = await process.indexes.open(PARAMS.name)
-        await collection.refresh(
-            Consistency.STRONG
-        )  # after a storm the first read may be stale, and looks again
+        await _present(process)  # after a storm the first read may be stale, and looks again
+        collection = await _present(process)
         await asyncio.sleep(2 * world.settings.tail_poll_s)
         if await collection.refresh(Consistency.STRONG) != 0.0:
             raise Lost(f"{process.name} cannot catch up in calm weather")
@@ -332,6 +357,17 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
             raise Lost(f"{process.name} says length {collection.length}, but holds {known} items")
     if len(set(replicas.values())) != 1:
         raise Lost(f"replicas differ: {replicas}")
+
+
+async def _present(process: Process) -> Collection:
+    """The life that a name lives, as a request finds it: again when one ended meanwhile."""
+    for _ in range(OPERATIONS):
+        try:
+            await process.indexes.renewed(PARAMS.name)
+            return await process.indexes.fresh(PARAMS.name)
+        except Dropped:
+            continue
+    raise Lost(f"{process.name} finds one ended life after the other")
 
 
 def run_schedule(seed: int) -> None:
@@ -564,7 +600,7 @@ class Generations:
         self.shown = max(self.shown, number)
 
 
-PLAYS = {0: _play_merges, 1: _play_lives, 2: _play_replacements}
+PLAYS = {0: _play_merges, 1: _play_lives, 2: _play_replacements, 3: _play_rebuilds, 4: _play_rebuilds}
 """By seed modulo 8; the rest are reads and writes of one index."""
 
 

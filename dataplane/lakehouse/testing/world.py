@@ -259,6 +259,8 @@ class Process:
         self.store = SimStore(world, self)
         self.indexes = Indexes(self.store, self.runtime, world.settings)
         self.alive = True
+        self.creating: dict[str, bytes] = {}
+        """What it last asked the store to create, by key: it may land whatever becomes of the process."""
         self._running = asyncio.Event()
         self._running.set()
 
@@ -331,6 +333,7 @@ class SimStore:
             raise Unavailable("simulated: this process is dead")
 
     async def create(self, key: str, data: BytesLike) -> None:
+        self._process.creating[key] = bytes(data)
         await self._call("create", key, lambda: self._bucket.create(key, data))
 
     async def put(self, key: str, data: BytesLike) -> None:

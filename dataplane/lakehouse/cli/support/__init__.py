@@ -1,0 +1,1 @@
+"""What a support bundle is made of; `lakehouse report` puts it together."""

@@ -1,0 +1,113 @@
+"""What the bucket says of an index: the life that counts, the dataset it is built from, the index it drains into.
+
+A bucket that does not answer is told of like anything else that was seen.  What this module does not do: look at pods'
+own answers for the index itself (`looks`), or keep anything but what `records` does.
+"""
+
+from dataclasses import dataclass
+
+from lakehouse.control.kinds import VECTOR_INDEX, VectorIndexSpec
+from lakehouse.control.state import ObservedSource, ObservedTarget, Resource, StoreState
+from lakehouse.core.errors import Corrupt, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.store.base import ObjectStore
+from lakehouse_operator import looks, records
+from lakehouse_operator.cache import Key
+from lakehouse_operator.parts import Parts
+from lakehouse_operator.pods import Pods
+from lakehouse_operator.records import Records
+from lakehouse_operator.storage import Buckets, unreachable
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the bucket says of an index."""
+
+    state: StoreState
+    record: Incarnation | None = None
+    damaged: str = ""
+    source: ObservedSource | None = None
+    target: ObservedTarget | None = None
+
+
+class Contents:
+    """Looks into buckets."""
+
+    def __init__(self, parts: Parts, buckets: Buckets, pods: Pods, known: Records) -> None:
+        self._parts = parts
+        self._buckets = buckets
+        self._pods = pods
+        self._records = known
+
+    async def look(self, key: Key, resource: Resource[VectorIndexSpec]) -> Stored:
+        """Everything that the bucket says of a VectorIndex."""
+        namespace, storage = key[1], resource.spec.storage
+        leaving = resource.meta.deletion_requested
+        store, state = await self._buckets.of(namespace, storage, key, last=leaving)
+        if store is None:
+            return Stored(state)
+        try:
+            record = await self._records.current(store, key[2])
+        except Corrupt as error:
+            return Stored(state, damaged=error.message)
+        except Unavailable as error:
+            self._buckets.suspect(namespace, storage)
+            return Stored(unreachable(error))
+        if leaving:
+            return Stored(state, record)
+        try:
+            return Stored(
+                state,
+                record,
+                source=await self._source(resource, store),
+                target=await self._target(namespace, resource.spec),
+            )
+        except Unavailable as error:
+            self._buckets.suspect(namespace, storage)
+            return Stored(unreachable(error))
+
+    async def _source(self, resource: Resource[VectorIndexSpec], store: ObjectStore) -> ObservedSource | None:
+        asked = resource.spec.source
+        if asked is None:
+            return None
+        there, _ = await records.dataset_store(self._parts, self._buckets, resource, store)
+        return await records.newest_version(there, self._parts, asked.dataset, asked.vector_column)
+
+    async def _target(self, namespace: str, spec: VectorIndexSpec) -> ObservedTarget | None:
+        if spec.drain is None:
+            return None
+        name = spec.drain.into
+        chain = self._chain(namespace, name)
+        other = self._parts.cache.parsed((VECTOR_INDEX, namespace, name))
+        if other is None:
+            return ObservedTarget(False, chain=chain)
+        store, _ = await self._buckets.of(namespace, other.spec.storage)
+        try:
+            record = None if store is None else await self._records.current(store, name)
+        except Corrupt:
+            record = None
+        life = looks.life_of(record)
+        if life is None:
+            return ObservedTarget(False, read_only=other.spec.read_only, chain=chain)
+        pods = await self._pods.states(namespace, name)
+        return ObservedTarget(
+            True,
+            life.params.dimension,
+            life.params.distance.value,
+            serving=looks.served(record, pods, life.shards, life.params.ef_search).serving,
+            read_only=other.spec.read_only,
+            chain=chain,
+        )
+
+    def _chain(self, namespace: str, name: str) -> tuple[str, ...]:
+        """Where draining goes on to from `name`, up to the first name that comes again."""
+        chain: list[str] = []
+        while True:
+            entry = self._parts.cache.parsed((VECTOR_INDEX, namespace, name))
+            drain = None if entry is None else entry.spec.drain
+            if drain is None:
+                return tuple(chain)
+            name = drain.into
+            if name in chain:
+                return (*chain, name)
+            chain.append(name)

@@ -1,0 +1,54 @@
+"""What a declared thing is in a cluster and a bucket, put together: the parts that look, and the parts that act.
+
+What this module does not do: give turns, or write statuses; the frame (`converge`) does.
+"""
+
+from lakehouse_operator.apply import Actor
+from lakehouse_operator.cache import Key
+from lakehouse_operator.children import Children
+from lakehouse_operator.looks import Memory
+from lakehouse_operator.observe import Observer
+from lakehouse_operator.parts import Parts
+from lakehouse_operator.peers import Peers
+from lakehouse_operator.pods import Pods
+from lakehouse_operator.routes import Routes
+from lakehouse_operator.storage import Buckets
+
+
+class Domain:
+    """The operator's `lakehouse_operator.parts.Domain`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._memory = Memory()
+        self.buckets = Buckets(parts)
+        peers = Peers(parts.kube, parts.runtime)
+        self._pods = Pods(parts, peers)
+        children = Children(parts.kube, parts.cache)
+        self._routes = Routes(parts)
+        self._observer = Observer(parts, self.buckets, self._pods, children, self._memory)
+        self._actor = Actor(parts, self.buckets, self._pods, peers, children, self._memory, self._observer)
+
+    @property
+    def observer(self) -> Observer:
+        return self._observer
+
+    @property
+    def actor(self) -> Actor:
+        return self._actor
+
+    async def poll(self, key: Key) -> bool:
+        """Whether an index's pods answer otherwise than when it was last observed.  Raises nothing."""
+        _, namespace, name = key
+        found = await self._pods.states(namespace, name)
+        return tuple(found) != self._memory.of(namespace, name).pods
+
+    async def routes(self) -> None:
+        """Bring the routing table in line with what the indexes' statuses say."""
+        await self._routes.write()
+
+    async def start(self) -> None:
+        self.buckets.start()
+
+    async def close(self) -> None:
+        await self.buckets.close()
+        await self._pods.close()

@@ -1,0 +1,355 @@
+"""What the operator sees of a resource, gathered afresh before every decision.
+
+The watches' cache says what the cluster has, the bucket what there is to serve, the pods what they serve now; nothing
+that was decided before is taken for granted, and a bucket that does not answer is itself something seen.  What this
+module does not do: decide, or change anything but that pods are told to look at a record they do not know yet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from lakehouse.control import index_snapshot
+from lakehouse.control.kinds import (
+    INDEX_SNAPSHOT,
+    VECTOR_INDEX,
+    DatasetSpec,
+    IndexSnapshotSpec,
+    VectorIndexSpec,
+)
+from lakehouse.control.state import (
+    Act,
+    Failure,
+    LastRefresh,
+    Life,
+    ObservedBootstrap,
+    ObservedDataset,
+    ObservedIndex,
+    ObservedIndexSnapshot,
+    RefreshResult,
+    Resource,
+    SnapshotState,
+    StoreState,
+)
+from lakehouse.core.errors import Corrupt, Invalid, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.store.base import ObjectStore
+from lakehouse_operator import jobs, looks, names, resources, rollout, snapshots, versions
+from lakehouse_operator.cache import Key
+from lakehouse_operator.children import Children
+from lakehouse_operator.contents import Contents
+from lakehouse_operator.jobs import Ledger
+from lakehouse_operator.kube import DEPLOYMENT, JOB, POD, Body
+from lakehouse_operator.lines import Lines
+from lakehouse_operator.looks import Look, Memory
+from lakehouse_operator.parts import Parts
+from lakehouse_operator.pods import Pods, PodState
+from lakehouse_operator.records import Records
+from lakehouse_operator.storage import Buckets, unreachable
+
+FOLLOW_S = 15.0
+"""Between looks at a dataset that an index follows: others may publish it, and nobody tells."""
+RENEW_S = 5.0
+"""Patience with a pod that is told of a new life; it may be loading it for long."""
+RENEW_AGAIN_S = 30.0
+
+
+@dataclass(slots=True)
+class _Times:
+    """What only this process remembers."""
+
+    pending_since: dict[Key, datetime] = field(default_factory=dict)
+    renewed: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    """When a pod of a namespace was told of a record, on the monotonic clock."""
+
+
+class Observer:
+    """Looks at indexes, datasets and snapshots."""
+
+    def __init__(
+        self, parts: Parts, buckets: Buckets, pods: Pods, children: Children, memory: Memory
+    ) -> None:
+        self._parts = parts
+        self._buckets = buckets
+        self._pods = pods
+        self._children = children
+        self._memory = memory
+        self.records = Records()
+        self.lines = Lines(parts)
+        self._contents = Contents(parts, buckets, pods, self.records)
+        self._times = _Times()
+        self._release = resources.release(parts.settings)
+
+    async def observe(self, key: Key, resource: Resource[Any]) -> Any:
+        """What its kind's `reconcile` wants to know.  Raises what the API server does."""
+        if key[0] == VECTOR_INDEX:
+            return await self.vector_index(key, resource)
+        if key[0] == INDEX_SNAPSHOT:
+            return await self.index_snapshot(key, resource)
+        return await self.dataset(key, resource)
+
+    def forget(self, key: Key) -> None:
+        """A resource is gone."""
+        self._times.pending_since.pop(key, None)
+
+    # ---------------------------------------------------------------- indexes
+
+    async def vector_index(self, key: Key, resource: Resource[VectorIndexSpec]) -> ObservedIndex:
+        """Everything seen of a VectorIndex."""
+        _, namespace, name = key
+        spec = resource.spec
+        before = self._memory.of(namespace, name)
+        stored = await self._contents.look(key, resource)
+        # Pods may go on serving while the bucket does not tell which life counts.
+        record = stored.record if stored.state.reachable else before.record
+        pods = await self._renewed(namespace, name, record, await self._pods.states(namespace, name))
+        identity = f"{self._parts.identity}/{namespace}/{name}"
+        deployments = self._deployments(resource)
+        life = looks.life_of(stored.record)
+        suspended = looks.is_suspended(deployments, asked=spec.suspend, alive=life is not None)
+        wanted = self._wanted(resource, stored.state, life, identity, deployments, suspended=suspended)
+        hold = rollout.waits_for((namespace, name), self._parts.cache.resources(DEPLOYMENT), self._release)
+        taken = "" if wanted is None else await self._children.taken(resource, wanted)
+        found = looks.served(record, pods, spec.shards, spec.hnsw.ef_search)
+        done = self.ledger(resource)
+        failures = self._failures(key, done)
+        self._memory.looks[namespace, name] = Look(record, tuple(pods), wanted, bool(hold), failures)
+        running = done.running.running if done.running is not None else self._parts.workshop.running(key)
+        return ObservedIndex(
+            identity=identity,
+            store=stored.state,
+            life=life,
+            damaged=stored.damaged or found.damaged,
+            ef_search=found.ef_search,
+            items=found.items,
+            position=found.position,
+            serving=found.serving and not taken and not suspended,
+            serving_detail=rollout.refused(deployments) or found.detail,
+            replicas=found.replicas,
+            ready_replicas=found.ready_replicas,
+            asked_replicas=spec.replicas,
+            selector=looks.selector(name),
+            endpoint=f"{names.url(name, namespace)}/v1/vectors/index/{name}",
+            suspended=suspended,
+            source=stored.source,
+            target=stored.target,
+            last_drain=self._parts.workshop.drains.get(key),
+            pending_since=self._pending(key, found.items),
+            bootstrap=self._bootstrap(resource),
+            snapshots=snapshots.of_index(self._parts.cache, namespace, name),
+            name_taken=taken,
+            rolling="" if suspended or life is None else hold or _rolling(deployments, found.behind),
+            room=self.lines.may_begin(key),
+            look_again_s=FOLLOW_S if spec.read_only and not spec.suspend else None,
+            work=running,
+            failures=failures,
+        )
+
+    def _bootstrap(self, resource: Resource[VectorIndexSpec]) -> ObservedBootstrap | None:
+        asked = resource.spec.bootstrap
+        if asked is None:
+            return None
+        if asked.name is None:
+            return ObservedBootstrap(None)
+        entry = self._parts.cache.parsed((INDEX_SNAPSHOT, str(resource.meta.namespace), asked.name))
+        if entry is None:
+            return ObservedBootstrap(False)
+        complete = index_snapshot.state_of(entry.status) is SnapshotState.SUCCEEDED
+        return ObservedBootstrap(True, complete, uri=entry.status.get("uri", ""))
+
+    def _pending(self, key: Key, items: int | None) -> datetime | None:
+        """Since when an index has held items, as far as this process saw."""
+        if items is None:
+            return self._times.pending_since.get(key)
+        if not items:
+            self._times.pending_since.pop(key, None)
+            return None
+        return self._times.pending_since.setdefault(key, self._parts.runtime.now())
+
+    # ---------------------------------------------------- its objects and pods
+
+    def _deployments(self, resource: Resource[VectorIndexSpec]) -> list[Body]:
+        meta = resource.meta
+        bodies = self._parts.cache.children(DEPLOYMENT, str(meta.namespace), {names.INDEX_LABEL: meta.name})
+        return [body for body in bodies if jobs.belongs(body, meta.uid)]
+
+    def _wanted(
+        self,
+        resource: Resource[VectorIndexSpec],
+        store: StoreState,
+        life: Life | None,
+        identity: str,
+        deployments: Sequence[Body],
+        *,
+        suspended: bool,
+    ) -> tuple[Body, ...] | None:
+        """The objects there are to be: those that serve, once there is something to serve; None: leave all as it is."""
+        if resource.meta.deletion_requested or (not store.reachable and not deployments):
+            return None
+        try:
+            where = self._buckets.target(str(resource.meta.namespace), resource.spec.storage)
+        except Invalid:
+            return None
+        if life is not None and life.owner != identity:
+            return ()
+        if life is None and not deployments:
+            return tuple(resources.certificates(resource, where))
+        return tuple(resources.index(resource, where, self._parts.settings, suspended=suspended))
+
+    async def _renewed(
+        self, namespace: str, name: str, record: Incarnation | None, pods: list[PodState]
+    ) -> list[PodState]:
+        """Pods that do not know the life that counts are told to look, and asked again."""
+        if record is None or record.uuid is None:
+            return pods
+        now_s = self._parts.runtime.monotonic()
+        late = []
+        for pod in pods:
+            told = (namespace, pod.name, record.number)
+            knows = pod.index is not None and pod.index.life == record.uuid.hex
+            due = now_s - self._times.renewed.get(told, float("-inf")) >= RENEW_AGAIN_S
+            if pod.answers and not knows and due:
+                self._times.renewed[told] = now_s
+                late.append(pod)
+        if not late:
+            return pods
+        self._times.renewed = {
+            told: at_s for told, at_s in self._times.renewed.items() if now_s - at_s < RENEW_AGAIN_S
+        }
+        path = f"/internal/indexes/{name}/renew"
+        await self._pods.each(namespace, late, "POST", path, timeout_s=RENEW_S)
+        return await self._pods.states(namespace, name)
+
+    # ------------------------------------------------------------------- work
+
+    def ledger(self, resource: Resource[Any]) -> Ledger:
+        """The Jobs of an index or a dataset."""
+        meta = resource.meta
+        label = names.INDEX_LABEL if resource.kind == VECTOR_INDEX else names.DATASET_LABEL
+        labels = {label: meta.name}
+        cache, namespace = self._parts.cache, str(meta.namespace)
+        found = cache.children(JOB, namespace, labels)
+        return jobs.ledger(found, cache.children(POD, namespace, labels) if found else (), meta.uid)
+
+    def _failures(self, key: Key, done: Ledger) -> tuple[Failure, ...]:
+        """Of Jobs and of what this process did; of each act the newer, and none that a Job has since made good."""
+        found: dict[Act, Failure] = {one.act: one for one in done.failures}
+        for one in self._parts.workshop.failures(key):
+            made = done.succeeded(one.act)
+            if made is not None and made.ended_at is not None and made.ended_at >= one.at:
+                continue
+            if one.act not in found or found[one.act].at < one.at:
+                found[one.act] = one
+        return tuple(found.values())
+
+    # --------------------------------------------------------------- datasets
+
+    async def dataset(self, key: Key, resource: Resource[DatasetSpec]) -> ObservedDataset:
+        """Everything seen of a Dataset."""
+        _, namespace, name = key
+        done = self.ledger(resource)
+        failures = self._failures(key, done)
+        self._memory.looks[namespace, f"dataset/{name}"] = Look(failures=failures)
+        always: dict[str, Any] = {
+            "last_refresh": _newer(_refreshed(done), self._parts.workshop.refreshes.get(key)),
+            "room": self.lines.may_begin(key),
+            "work": done.running.running if done.running is not None else self._parts.workshop.running(key),
+            "failures": failures,
+        }
+        leaving = resource.meta.deletion_requested
+        store, state = await self._buckets.of(namespace, resource.spec.storage, key, last=leaving)
+        if store is None:
+            return ObservedDataset(state, **always)
+        try:
+            found = await versions.of_dataset(
+                self._parts, store, namespace, name, resource.spec.keep_versions
+            )
+        except Corrupt as error:
+            return ObservedDataset(state, damaged=error.message, **always)
+        except Unavailable as error:
+            self._buckets.suspect(namespace, resource.spec.storage)
+            return ObservedDataset(unreachable(error), **always)
+        return ObservedDataset(
+            state, current=found.current, versions=found.versions, pinned=found.pinned, **always
+        )
+
+    # -------------------------------------------------------------- snapshots
+
+    async def index_snapshot(self, key: Key, resource: Resource[IndexSnapshotSpec]) -> ObservedIndexSnapshot:
+        """Everything seen of an IndexSnapshot."""
+        _, namespace, name = key
+        index = resource.spec.index
+        always: dict[str, Any] = {
+            "in_use": snapshots.is_in_use(self._parts.cache, namespace, name),
+            "work": self._parts.workshop.running(key),
+            "failures": self._parts.workshop.failures(key),
+        }
+        store, state = await self.snapshot_store(key, resource)
+        if store is None:
+            return ObservedIndexSnapshot(state, **always)
+        try:
+            alive = await self.records.current(store, index)
+            found = await snapshots.record_of(self._parts, store, resource, alive)
+        except Corrupt as error:
+            return ObservedIndexSnapshot(StoreState(False, "NotUsable", error.message), **always)
+        except Unavailable as error:
+            self._buckets.suspect(namespace, self._storage_of(namespace, index))
+            return ObservedIndexSnapshot(unreachable(error), **always)
+        life = looks.life_of(alive)
+        serving = False
+        if found is None and life is not None:
+            pods = await self._pods.states(namespace, index)
+            serving = looks.served(alive, pods, life.shards, life.params.ef_search).serving
+        return ObservedIndexSnapshot(
+            state, record=found, index_exists=life is not None, index_serving=serving, **always
+        )
+
+    async def snapshot_store(
+        self, key: Key, resource: Resource[IndexSnapshotSpec]
+    ) -> tuple[ObjectStore | None, StoreState]:
+        """Where a snapshot lies: with its index, and when that is not declared any more, where the installation says,
+        if the snapshot is there."""
+        namespace, index = key[1], resource.spec.index
+        store, state = await self._buckets.of(
+            namespace, self._storage_of(namespace, index), key, last=resource.meta.deletion_requested
+        )
+        uri = str(resource.status.get("uri", ""))
+        declared = self._parts.cache.parsed((VECTOR_INDEX, namespace, index)) is not None
+        if store is not None and uri and not declared and not uri.startswith(f"{store.url}/"):
+            told = f"the VectorIndex that said how to reach it is gone. index=`{index}` uri=`{uri}`"
+            return None, StoreState(False, "StorageUnknown", told)
+        return store, state
+
+    def _storage_of(self, namespace: str, index: str) -> Any:
+        declared = self._parts.cache.parsed((VECTOR_INDEX, namespace, index))
+        return None if declared is None else declared.spec.storage
+
+
+def _rolling(deployments: Sequence[Body], behind: int) -> str:
+    return rollout.progress(deployments) or (f"{behind} pods still load the new content" if behind else "")
+
+
+def _refreshed(done: Ledger) -> LastRefresh | None:
+    """The last refresh that a Job ended well."""
+    job = done.succeeded(Act.INGEST)
+    if job is None or job.ended_at is None:
+        return None
+    result = job.result
+    version, rejected = result.get("version"), result.get("rejected")
+    return LastRefresh(
+        job.subject,
+        job.started_at,
+        job.ended_at,
+        RefreshResult.PUBLISHED
+        if result.get("result") == RefreshResult.PUBLISHED
+        else RefreshResult.UNCHANGED,
+        version if isinstance(version, int) else None,
+        rejected if isinstance(rejected, int) else 0,
+    )
+
+
+def _newer(one: LastRefresh | None, other: LastRefresh | None) -> LastRefresh | None:
+    if one is None or other is None:
+        return one or other
+    return max(one, other, key=lambda refresh: refresh.completed_at)

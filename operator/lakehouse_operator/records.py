@@ -1,0 +1,91 @@
+"""What the buckets say of indexes and datasets, with as few calls as the truth allows.
+
+A record and a version are written once and never changed, so each is read once and only its listing is looked at again.
+What this module does not do: write anything.
+"""
+
+from collections.abc import Mapping
+
+from lakehouse.catalog import Catalog
+from lakehouse.control.kinds import DATASET, VectorIndexSpec
+from lakehouse.control.state import ObservedSource, Resource
+from lakehouse.core import incarnation, names
+from lakehouse.core.errors import Corrupt, NotFound, Unavailable
+from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.manifest import Manifest
+from lakehouse.store.base import ObjectStore
+from lakehouse_operator.parts import Parts
+from lakehouse_operator.storage import Buckets
+
+KNOWN_MAX = 4_096
+"""Records kept decoded; of those that are forgotten each costs one GET more."""
+
+
+class Records:
+    """The records of indexes' lives, as `lakehouse.lives.current` reads them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Incarnation] = {}
+        """By the store's URL and the record's key."""
+
+    async def current(self, store: ObjectStore, name: str) -> Incarnation | None:
+        """The record that counts; None for a name that was never used.  Raises `Corrupt`, `Unavailable`."""
+        infos = await store.list(names.incarnation_prefix(name))
+        if not infos:
+            return None
+        key = infos[-1].key
+        known = self._known.get((store.url, key))
+        if known is not None:
+            return known
+        try:
+            record = incarnation.decode(await store.get(key))
+        except NotFound as error:
+            raise Unavailable(f"the store lists a record that it does not give. key=`{key}`") from error
+        while len(self._known) >= KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[store.url, key] = record
+        return record
+
+
+async def dataset_store(
+    parts: Parts, buckets: Buckets, resource: Resource[VectorIndexSpec], own: ObjectStore
+) -> tuple[ObjectStore, str | None]:
+    """Where the dataset is that an index is built from, and its URL where that is not the index's own store.
+
+    Another store is used only where a Dataset of the namespace says so, and who reaches the index's reaches it, too.
+    Raises `Unavailable` when it does not answer.
+    """
+    source, namespace = resource.spec.source, str(resource.meta.namespace)
+    declared = None if source is None else parts.cache.parsed((DATASET, namespace, source.dataset))
+    if declared is None:
+        return own, None
+    mine = buckets.target(namespace, resource.spec.storage)
+    theirs = buckets.target(namespace, declared.spec.storage)
+    if mine.url == theirs.url or not mine.reached_alike(theirs):
+        return own, None
+    store, state = await buckets.of(namespace, declared.spec.storage)
+    if store is None:
+        raise Unavailable(
+            f"the dataset's bucket does not answer: {state.detail}. dataset=`{declared.meta.name}`"
+        )
+    return store, theirs.url
+
+
+async def newest_version(
+    store: ObjectStore, parts: Parts, dataset: str, vector_column: str
+) -> ObservedSource | None:
+    """The newest version of a dataset, as an index sees it; None for none that can be read."""
+    try:
+        found = await Catalog(store, parts.runtime).manifest(dataset)
+    except (NotFound, Corrupt):
+        return None
+    return source_of(found, vector_column)
+
+
+def source_of(newest: Manifest, vector_column: str) -> ObservedSource:
+    """What a version says of its columns, and of the vectors in one of them."""
+    columns = {} if newest.schema is None else {field.name: field.type for field in newest.schema.fields}
+    stats: Mapping[str, object] = (newest.stats or {}).get(vector_column, {})
+    shortest, longest, nulls = (stats.get(name) for name in ("length_min", "length_max", "null_count"))
+    lengths = (shortest, longest) if isinstance(shortest, int) and isinstance(longest, int) else None
+    return ObservedSource(newest.version, columns, lengths, nulls if isinstance(nulls, int) else None)

@@ -1,0 +1,83 @@
+"""The routing table: where each declared index of the release's namespace is served, for the gateway.
+
+What is declared is in the table from its first look to its last, ready or not, so a declared index is never served from
+anywhere else; one whose name belongs to another owner is not ours to route.  What this module does not do: watch it
+(`lakehouse.server.routing_watch`).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lakehouse.control import conditions
+from lakehouse.control.conditions import ConditionType, Status
+from lakehouse.control.kinds import VECTOR_INDEX, Follow
+from lakehouse_operator import names
+from lakehouse_operator.kube import Body
+from lakehouse_operator.parts import Parts
+
+KEY = "routes.json"
+VERSION = 1
+
+
+def table(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of these VectorIndexes, by what their statuses say."""
+    return {
+        "version": VERSION,
+        "indexes": {
+            body["metadata"]["name"]: _place(body)
+            for body in sorted(bodies, key=lambda body: str(body["metadata"]["name"]))
+            if not _is_anothers(body)
+        },
+    }
+
+
+def _place(body: Mapping[str, Any]) -> dict[str, Any]:
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    ready = conditions.find(body.get("status") or {}, ConditionType.READY).get("status") == Status.TRUE
+    source = ((body.get("spec") or {}).get("source") or {}).get("dataset") or {}
+    return {
+        "url": names.url(name, namespace),
+        "resource": f"{VECTOR_INDEX}/{namespace}/{name}",
+        "ready": ready,
+        "read_only": source.get("follow") == Follow.LATEST,
+        "shard_url": names.shard_url(name, namespace),
+    }
+
+
+def _is_anothers(body: Mapping[str, Any]) -> bool:
+    accepted = conditions.find(body.get("status") or {}, ConditionType.ACCEPTED)
+    return accepted.get("reason") == "PrefixTaken"
+
+
+def config_map(namespace: str, name: str, routes: Mapping[str, Any]) -> Body:
+    """The object that the gateway watches."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {names.NAME_LABEL: "lakehouse", names.MANAGED_BY_LABEL: names.MANAGED_BY},
+        },
+        "data": {KEY: json.dumps(routes, sort_keys=True, separators=(",", ":"))},
+    }
+
+
+class Routes:
+    """Keeps the table written."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._written: Body | None = None
+
+    async def write(self) -> None:
+        """Bring it in line with what the indexes' statuses say, if it is not.  Raises what the API server does."""
+        settings = self._parts.settings
+        if not settings.routes_configmap:
+            return
+        found = table(self._parts.cache.resources(VECTOR_INDEX, settings.namespace))
+        body = config_map(settings.namespace, settings.routes_configmap, found)
+        if body != self._written:
+            await self._parts.kube.apply(body)
+            self._written = body

@@ -1,0 +1,161 @@
+"""The operator's settings: `LAKEHOUSE_OPERATOR_*` variables, read once.
+
+What is for the data plane's pods (image, keys, the bucket that a resource does not name) is handed on, never
+interpreted here.  What settings do not hold: credentials; those are Secrets, read through the API when needed.
+"""
+
+import enum
+import json
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from lakehouse.core.errors import Invalid
+
+ENV_PREFIX = "LAKEHOUSE_OPERATOR_"
+ALL_NAMESPACES = "*"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def _own_namespace() -> str:
+    try:
+        return NAMESPACE_FILE.read_text("utf-8").strip() or "default"
+    except OSError:
+        return "default"
+
+
+class LogFormat(enum.StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class PullPolicy(enum.StrEnum):
+    """As Kubernetes has it."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+
+    namespace: str = Field(
+        default_factory=_own_namespace,
+        min_length=1,
+        description="The namespace of the release: of the lease and the routing table. Default: the pod's own.",
+    )
+    watch_namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Namespaces served, separated by commas; `*` is all. Default: the release's own.",
+    )
+    image: str = Field(default="", description="The data plane's image, for pods and Jobs.")
+    image_pull_policy: PullPolicy = Field(
+        default=PullPolicy.IF_NOT_PRESENT,
+        description="`Always`, `IfNotPresent` or `Never`; of pods and Jobs.",
+    )
+    image_pull_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names of Secrets to pull the image with, separated by commas; they must be in each namespace.",
+    )
+    default_s3_endpoint: str = Field(default="", description="For resources that name none. Empty: AWS.")
+    default_s3_bucket: str = Field(default="", description="For resources that name none.")
+    default_s3_region: str = Field(default="us-east-1", description="For resources that name none.")
+    default_s3_prefix: str | None = Field(
+        default=None, description="For resources that name none. Default: the resource's namespace."
+    )
+    default_credentials_secret: str = Field(
+        default="",
+        description="A Secret, in each resource's own namespace, with the credentials of the default bucket. "
+        "Empty: the pods' own identity.",
+    )
+    keys: str = Field(default="", description="JSON list of hashed keys, handed to pods as LAKEHOUSE_KEYS.")
+    cluster: str = Field(
+        default="",
+        description="How this cluster signs what it owns in buckets. Default: the uid of the namespace kube-system, "
+        "or `kubernetes` where that may not be read.",
+    )
+    routes_configmap: str = Field(
+        default="lakehouse-routes",
+        description="The ConfigMap, in the release's namespace, that tells the gateway where indexes are.",
+    )
+    lease_name: str = Field(
+        default="lakehouse-operator", min_length=1, description="The Lease that makes one replica the leader."
+    )
+    identity: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        description="This replica in the Lease. Default: its host name.",
+    )
+    resync_s: float = Field(
+        default=300.0, ge=1, description="Seconds after which everything is looked at again, spread evenly."
+    )
+    workers: int = Field(default=4, ge=1, le=64, description="Resources looked at, at the same time.")
+    jobs_at_once: int = Field(default=4, ge=1, description="Jobs running at the same time, of all resources.")
+    health_port: int = Field(
+        default=8080,
+        ge=0,
+        le=65_535,
+        description="Port of /healthz, /readyz and /metrics; 0 takes a free one.",
+    )
+    health_host: str = Field(default="0.0.0.0", description="Address of the same.")
+    pod_defaults: Annotated[dict[str, Any], NoDecode] = Field(
+        default_factory=dict,
+        description="JSON object with what a resource's spec.pod or spec.job leaves open: `resources`.",
+    )
+    log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
+    log_level: str = Field(
+        default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="The least that is logged."
+    )
+
+    @field_validator("watch_namespaces", "image_pull_secrets", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+        return value
+
+    @field_validator("pod_defaults", mode="before")
+    @classmethod
+    def _object(cls, value: object) -> object:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @property
+    def clusterwide(self) -> bool:
+        """Whether every namespace is served."""
+        return ALL_NAMESPACES in self.watch_namespaces
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Those served; empty when all are."""
+        return () if self.clusterwide else self.watch_namespaces or (self.namespace,)
+
+    def serves(self, namespace: str) -> bool:
+        """Whether resources of a namespace are ours."""
+        return self.clusterwide or namespace in self.namespaces
+
+
+def load(**given: Any) -> Settings:
+    """From the environment; what is `given` goes first.  Raises `Invalid` naming what cannot be right."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{ENV_PREFIX}{'_'.join(str(part) for part in one['loc']).upper()}: {one['msg']}"
+            for one in error.errors()
+        )
+        raise Invalid(f"settings cannot be right: {found}") from error
+    except SettingsError as error:
+        raise Invalid(f"settings cannot be read: {error}") from error

@@ -1,0 +1,365 @@
+"""Buckets as the operator sees them: opened once per target, looked at by one for all, and told of truthfully.
+
+Every resource that lies in the same place shares one connection, one copy of its Secret and one periodic look, so
+many idle resources cost what one does.  The first look proves that the store keeps create-if-absent; the later ones
+are one LIST of nothing.  A Secret is read again with each look, so a key that was replaced is used soon, and one that
+was refused is not used twice.  What this module does not do: hold data, or keep anything when the process ends.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lakehouse.control.state import REACHABLE, StoreState
+from lakehouse.core.errors import (
+    BucketNotFound,
+    Corrupt,
+    CredentialsRefused,
+    Denied,
+    Invalid,
+    LakehouseError,
+    Outcome,
+    Unavailable,
+)
+from lakehouse.store.base import ObjectStore
+from lakehouse.store.probe import PROBE, probe
+from lakehouse.store.s3 import S3Settings, S3Store
+from lakehouse_operator.cache import Key
+from lakehouse_operator.kube import SECRET
+from lakehouse_operator.parts import Parts
+from lakehouse_operator.targets import Target, target
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 10.0
+"""Between looks at a bucket that something active lies in: 8,640 LISTs a day, 4 US cents on S3."""
+IDLE_LOOK_S = 60.0
+"""… and at one where everything is suspended."""
+FRESH_S = 3.0
+"""A look that failed is not repeated sooner, however many resources ask."""
+WATCH_S = 2.0
+LOOKS_AT_ONCE = 8
+PROVE_S = 20.0
+"""Most that the first look may take, with some twenty requests."""
+LIST_S = 5.0
+ATTEMPTS = 2
+"""Looks that must fail before a bucket that was there counts as away: one may meet a connection that just ended."""
+SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+TOKEN_KEY = "AWS_SESSION_TOKEN"
+UNKNOWN = StoreState(None, "Pending", "the bucket has not been looked at yet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Credentials:
+    """What a Secret says."""
+
+    version: str = ""
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+class _NoSecretError(Exception):
+    """The Secret is not there, or says too little: reason and detail."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(slots=True, eq=False)
+class _Bucket:
+    """One target, and what is known of it."""
+
+    target: Target
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    store: S3Store | None = None
+    version: str = ""
+    """Of the Secret that `store` was opened with."""
+    proven: bool = False
+    state: StoreState = UNKNOWN
+    looked_s: float = float("-inf")
+    suspected: bool = False
+    users: set[Key] = field(default_factory=set)
+    certificates: Path | None = None
+    settings: S3Settings = field(default_factory=S3Settings)
+    """How `store` was opened."""
+    beside: dict[str, S3Store] = field(default_factory=dict)
+    """Other buckets, whole, reached in the same way; by name."""
+
+
+class Buckets:
+    """Every bucket that a resource lies in."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._buckets: dict[Target, _Bucket] = {}
+        self._places: dict[Key, Target] = {}
+        """Where each resource lies."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look at what is in use; whoever lies there is called when the answer turns."""
+        self._task = self._parts.runtime.spawn(self._watch(), name="buckets")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for bucket in self._buckets.values():
+            await self._release(bucket)
+        self._buckets.clear()
+
+    async def of(
+        self,
+        namespace: str,
+        storage: Mapping[str, Any] | None,
+        user: Key | None = None,
+        *,
+        last: bool = False,
+    ) -> tuple[ObjectStore | None, StoreState]:
+        """The store that a resource's `spec.storage` says, if it can be used now, and whether it answers.
+
+        `user` is called when the answer turns.  With `last` (the resource is to go), a store whose Secret is gone is
+        used once more with the key that was in it, if it still answers.
+        """
+        try:
+            wanted = target(namespace, storage, self._parts.settings)
+        except Invalid as error:
+            return None, StoreState(False, "NotConfigured", error.message)
+        bucket = self._buckets.setdefault(wanted, _Bucket(wanted))
+        if user is not None:
+            self._used(user, wanted)
+        await self._look(bucket, self._patience_s(bucket))
+        if last and bucket.state.reason == "SecretNotFound" and bucket.store is not None:
+            try:
+                await self._ask(bucket.store, proven=True)
+            except LakehouseError:
+                return None, bucket.state
+            return bucket.store, REACHABLE
+        return (bucket.store if bucket.state.reachable else None), bucket.state
+
+    async def beside(self, namespace: str, storage: Mapping[str, Any] | None, name: str) -> ObjectStore:
+        """Another bucket, whole, reached as the one of that `spec.storage` is: where sources lie.
+
+        Kept open with it.  Raises `Invalid`, `Unavailable`.
+        """
+        bucket = self._buckets.get(target(namespace, storage, self._parts.settings))
+        if bucket is None or bucket.store is None:
+            raise Unavailable("the bucket is not open", outcome=Outcome.NOT_COMMITTED)
+        store = bucket.beside.get(name)
+        if store is None:
+            runtime = self._parts.runtime
+            store = await runtime.run_io(S3Store, name, "", runtime, bucket.settings)
+            bucket.beside[name] = store
+        return store
+
+    def target(self, namespace: str, storage: Mapping[str, Any] | None) -> Target:
+        """Where that is.  Raises `Invalid`."""
+        return target(namespace, storage, self._parts.settings)
+
+    def suspect(self, namespace: str, storage: Mapping[str, Any] | None) -> None:
+        """Something failed there: the next who asks makes it be looked at again."""
+        with contextlib.suppress(Invalid):
+            bucket = self._buckets.get(target(namespace, storage, self._parts.settings))
+            if bucket is not None:
+                bucket.suspected = True
+
+    def forget(self, user: Key) -> None:
+        """A resource is gone."""
+        place = self._places.pop(user, None)
+        if place is not None and place in self._buckets:
+            self._buckets[place].users.discard(user)
+
+    def _used(self, user: Key, place: Target) -> None:
+        if self._places.get(user) != place:
+            self.forget(user)
+            self._places[user] = place
+        self._buckets[place].users.add(user)
+
+    # ---------------------------------------------------------------- looking
+
+    def _patience_s(self, bucket: _Bucket) -> float:
+        """How old an answer may be for who asks now; `_watch` asks often enough by itself."""
+        if bucket.suspected or not bucket.state.reachable:
+            return FRESH_S
+        return max(LOOK_S, IDLE_LOOK_S)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._parts.runtime.sleep(WATCH_S)
+            try:
+                await self._watch_once()
+            except Exception:
+                logger.exception("cannot look at buckets: trying again")
+
+    async def _watch_once(self) -> None:
+        gate = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def look(bucket: _Bucket, patience_s: float) -> None:
+            async with gate:
+                with contextlib.suppress(LakehouseError):
+                    await self._look(bucket, patience_s)
+
+        await asyncio.gather(
+            *(
+                look(one, LOOK_S if self._is_active(one) else IDLE_LOOK_S)
+                for one in self._buckets.values()
+                if one.users
+            )
+        )
+        for place, bucket in list(self._buckets.items()):
+            if not bucket.users and self._age_s(bucket) > IDLE_LOOK_S and not bucket.lock.locked():
+                del self._buckets[place]
+                await self._release(bucket)
+
+    def _is_active(self, bucket: _Bucket) -> bool:
+        found = (self._parts.cache.parsed(user) for user in bucket.users)
+        return any(one is not None and not getattr(one.spec, "suspend", False) for one in found)
+
+    def _age_s(self, bucket: _Bucket) -> float:
+        return self._parts.runtime.monotonic() - bucket.looked_s
+
+    async def _look(self, bucket: _Bucket, patience_s: float) -> None:
+        """Look, unless the last look is recent enough; who lies there is called when the answer is another one.
+
+        Raises what the API server's silence about the Secret raises, when nothing was known before.
+        """
+        async with bucket.lock:  # who waits for a look takes its answer
+            if self._age_s(bucket) < (min(patience_s, FRESH_S) if bucket.suspected else patience_s):
+                return
+            found = await self._seen(bucket)
+            before, bucket.state = bucket.state, found
+            bucket.looked_s, bucket.suspected = self._parts.runtime.monotonic(), False
+        if (before.reachable, before.reason) == (found.reachable, found.reason):
+            return
+        logger.info("bucket. url=%s reason=%s", bucket.target.url, found.reason)
+        for user in list(bucket.users):
+            self._parts.call(user)
+
+    async def _seen(self, bucket: _Bucket) -> StoreState:
+        try:
+            credentials = await self._credentials(bucket.target)
+        except _NoSecretError as error:
+            return StoreState(False, error.reason, error.detail)
+        except Denied as error:
+            return StoreState(False, "SecretNotReadable", error.message)
+        except Unavailable:  # the API server is away: that says nothing about the bucket
+            if bucket.store is None:
+                raise
+        else:
+            if bucket.store is None or credentials.version != bucket.version:
+                await self._open(bucket, credentials)
+        return await self._answer(bucket)
+
+    async def _answer(self, bucket: _Bucket) -> StoreState:
+        assert bucket.store is not None
+        attempts = ATTEMPTS if bucket.state.reachable else 1
+        for attempt in range(1, attempts + 1):
+            try:
+                await self._ask(bucket.store, proven=bucket.proven)
+            except (Unavailable, Invalid, Corrupt) as error:
+                if attempt == attempts:
+                    return unreachable(error)
+            else:
+                break
+        bucket.proven = True
+        return REACHABLE
+
+    async def _ask(self, store: S3Store, *, proven: bool) -> None:
+        limit_s = LIST_S if proven else PROVE_S
+        try:
+            async with asyncio.timeout(limit_s):
+                await (store.list(PROBE, limit=1) if proven else probe(store, self._parts.runtime))
+        except TimeoutError as error:
+            raise Unavailable(f"the bucket did not answer within {limit_s:g} s. url=`{store.url}`") from error
+
+    # ---------------------------------------------------------------- opening
+
+    async def _credentials(self, place: Target) -> _Credentials:
+        if not place.secret:
+            return _Credentials()
+        body = await self._parts.kube.get(SECRET, place.namespace, place.secret)
+        if body is None:
+            raise _NoSecretError(
+                "SecretNotFound",
+                f"there is no such Secret: create it with {' and '.join(SECRET_KEYS)}, or name another. "
+                f"secret=`{place.namespace}/{place.secret}`",
+            )
+        data = body.get("data") or {}
+        try:
+            access, secret, token = (_decoded(data.get(name)) for name in (*SECRET_KEYS, TOKEN_KEY))
+        except ValueError as error:
+            raise _NoSecretError(
+                "SecretInvalid", f"the Secret is not text. secret=`{place.secret}`"
+            ) from error
+        if not access or not secret:
+            raise _NoSecretError(
+                "SecretInvalid",
+                f"the Secret needs the keys {' and '.join(SECRET_KEYS)}. secret=`{place.namespace}/{place.secret}`",
+            )
+        return _Credentials(str(body["metadata"]["resourceVersion"]), access, secret, token or None)
+
+    async def _open(self, bucket: _Bucket, credentials: _Credentials) -> None:
+        place, runtime = bucket.target, self._parts.runtime
+        if place.ca_bundle and bucket.certificates is None:
+            bucket.certificates = await runtime.run_io(_written, place.ca_bundle)
+        settings = S3Settings(
+            endpoint=place.endpoint or None,
+            region=place.region or None,
+            access_key_id=credentials.access_key_id,
+            secret_access_key=credentials.secret_access_key,
+            session_token=credentials.session_token,
+            ca_bundle=str(bucket.certificates) if bucket.certificates else None,
+        )
+        await self._shut(bucket)
+        bucket.settings = settings
+        bucket.store = await runtime.run_io(S3Store, place.bucket, place.prefix, runtime, settings)
+        bucket.version, bucket.proven = credentials.version, False
+
+    async def _shut(self, bucket: _Bucket) -> None:
+        """Close what is open; who is using it is told that it is closed, and looks again."""
+        for store in (bucket.store, *bucket.beside.values()):
+            if store is not None:
+                await store.close()
+        bucket.store = None
+        bucket.beside.clear()
+
+    async def _release(self, bucket: _Bucket) -> None:
+        await self._shut(bucket)
+        if bucket.certificates is not None:
+            await self._parts.runtime.run_io(bucket.certificates.unlink, missing_ok=True)
+
+
+def unreachable(error: LakehouseError) -> StoreState:
+    """What a store's error says of it."""
+    match error:
+        case CredentialsRefused():
+            reason = "AccessDenied"
+        case BucketNotFound():
+            reason = "BucketNotFound"
+        case Invalid() | Corrupt():
+            reason = "NotUsable"
+        case _:
+            reason = "Timeout"
+    return StoreState(False, reason, error.message)
+
+
+def _decoded(value: str | None) -> str:
+    try:
+        return "" if value is None else base64.b64decode(value, validate=True).decode().strip()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise ValueError("not base64 of text") from error
+
+
+def _written(text: str) -> Path:
+    with tempfile.NamedTemporaryFile("w", suffix=".pem", prefix="lakehouse-", delete=False) as file:
+        file.write(text)
+    return Path(file.name)

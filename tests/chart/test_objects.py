@@ -1,0 +1,270 @@
+"""Every object that the chart renders is one that Kubernetes knows, and its pods are as Pod Security wants them."""
+
+import base64
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from chart.openapi import validator
+from chart.rendering import NAMESPACE, Body, environment, loaded, objects, of_kind, pods, sets, text, values
+
+OTHERS = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+"""Kinds of the Prometheus operator; see test_watching."""
+
+
+@pytest.mark.parametrize("name", sets())
+def test_kubernetes_knows_every_object_and_field(name: str) -> None:
+    seen = 0
+    for body in objects(*values(name)):
+        if body["kind"] not in OTHERS:
+            problems = [
+                error.message for error in validator(body["apiVersion"], body["kind"]).iter_errors(body)
+            ]
+            assert problems == [], f"{body['kind']}/{body['metadata']['name']}"
+            seen += 1
+    assert seen > 15
+
+
+def test_kubernetes_knows_every_field_of_the_crds() -> None:
+    crds = [body for body in loaded(text()) if body["kind"] == "CustomResourceDefinition"]
+    for body in crds:
+        problems = validator(body["apiVersion"], body["kind"]).iter_errors(body)
+        assert [error.message for error in problems] == []
+    assert len(crds) == 3
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+    body = copy.deepcopy(of_kind(objects(), "Deployment")["lake-pool"])
+    body["spec"]["template"]["spec"]["containers"][0]["imagepullPolicy"] = "Always"
+    assert "imagepullPolicy" in next(validator("apps/v1", "Deployment").iter_errors(body)).message
+
+
+# --- Pod Security `restricted`, as https://kubernetes.io/docs/concepts/security/pod-security-standards/ has it
+
+VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+def violations(pod: Body) -> list[str]:
+    """What the level `restricted` refuses in a pod's spec."""
+    found = [f"{field} is set" for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
+    for volume in pod.get("volumes", ()):
+        found += [f"volume {kind}" for kind in volume.keys() - {"name"} - VOLUMES]
+    whole = pod.get("securityContext", {})
+    for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+        found += [f"{container['name']}: {text}" for text in _refused(container, whole)]
+    return found
+
+
+def _refused(container: Body, whole: Body) -> list[str]:
+    own = container.get("securityContext", {})
+    merged = whole | own
+    found = [] if merged.get("runAsNonRoot") is True else ["runAsNonRoot is not true"]
+    if merged.get("runAsUser") == 0:
+        found.append("runAsUser is 0")
+    if merged.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+        found.append("no seccompProfile")
+    if own.get("allowPrivilegeEscalation") is not False:
+        found.append("allowPrivilegeEscalation is not false")
+    capabilities = own.get("capabilities", {})
+    if capabilities.get("drop") != ["ALL"] or set(capabilities.get("add", ())) - {"NET_BIND_SERVICE"}:
+        found.append("capabilities")
+    if own.get("privileged") or any("hostPort" in port for port in container.get("ports", ())):
+        found.append("privileged or on a host's port")
+    return found
+
+
+@pytest.mark.parametrize("name", sets())
+def test_every_pod_satisfies_restricted_and_writes_only_where_it_may(name: str) -> None:
+    found = list(pods(objects(*values(name))))
+    for pod, spec in found:
+        assert violations(spec) == [], pod
+        for container in spec["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, pod
+            assert container["resources"]["requests"], pod
+            assert container["resources"]["limits"]["memory"], pod
+        assert all(
+            "sizeLimit" in volume.get("emptyDir", {"sizeLimit": ""}) for volume in spec.get("volumes", ())
+        )
+    assert len(found) >= 4
+
+
+def _no_seccomp(pod: Body) -> None:
+    del pod["securityContext"]["seccompProfile"]
+
+
+def _root(pod: Body) -> None:
+    pod["securityContext"]["runAsUser"] = 0
+
+
+def _escalates(pod: Body) -> None:
+    del pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"]
+
+
+def _host_path(pod: Body) -> None:
+    pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}})
+
+
+@pytest.mark.parametrize("spoil", [_no_seccomp, _root, _escalates, _host_path])
+def test_a_pod_that_violates_restricted_is_found(spoil: Callable[[Body], None]) -> None:
+    pod = copy.deepcopy(dict(pods(objects()))["Deployment/lake-gateway"])
+    spoil(pod)
+    assert len(violations(pod)) == 1
+
+
+# --- what belongs together
+
+
+@pytest.mark.parametrize("name", sets())
+def test_every_service_selects_one_deployment_and_a_port_that_it_has(name: str) -> None:
+    bodies = objects(*values(name))
+    deployments = of_kind(bodies, "Deployment").values()
+    for service in of_kind(bodies, "Service").values():
+        selector = service["spec"]["selector"].items()
+        chosen = [
+            one for one in deployments if selector <= one["spec"]["template"]["metadata"]["labels"].items()
+        ]
+        assert len(chosen) == 1, service["metadata"]["name"]
+        (container,) = chosen[0]["spec"]["template"]["spec"]["containers"]
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= {
+            one["name"] for one in container["ports"]
+        }
+
+
+@pytest.mark.parametrize("name", sets())
+def test_what_pods_refer_to_is_there_or_was_named_by_the_user(name: str) -> None:
+    bodies = objects(*values(name))
+    there = {(body["kind"], body["metadata"]["name"]) for body in bodies}
+    given = {"default", "lake-keys", "lake-s3", "lake-s3-read", "lakehouse-peer-key"}
+    for pod, spec in pods(bodies):
+        for kind, referred in _references(spec):
+            assert (kind, referred) in there or referred in given, f"{pod} → {kind}/{referred}"
+
+
+def _references(spec: Body) -> list[tuple[str, str]]:
+    found = [("ServiceAccount", spec["serviceAccountName"])] if "serviceAccountName" in spec else []
+    for volume in spec.get("volumes", ()):
+        if "configMap" in volume:
+            found.append(("ConfigMap", volume["configMap"]["name"]))
+        if "persistentVolumeClaim" in volume:
+            found.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+    for container in spec["containers"]:
+        sources = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if "secretKeyRef" in str(one)]
+        sources += [one["secretRef"] for one in container.get("envFrom", ())]
+        found += [("Secret", source["name"]) for source in sources]
+    return found
+
+
+@pytest.mark.parametrize("name", sets())
+def test_only_pods_that_ask_kubernetes_have_a_token(name: str) -> None:
+    with_token = {pod for pod, spec in pods(objects(*values(name))) if spec["automountServiceAccountToken"]}
+    assert {pod.rpartition("-")[2] for pod in with_token} <= {"gateway", "operator", "test"}
+
+
+def test_settings_of_pods_are_settings() -> None:
+    from lakehouse.settings import ENV_PREFIX, Settings
+
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sets():
+        for deployment in of_kind(objects(*values(name)), "Deployment").values():
+            (container,) = deployment["spec"]["template"]["spec"]["containers"]
+            if container["name"] == "lakehouse":
+                told = {one["name"] for one in container["env"] if one["name"].startswith(ENV_PREFIX)}
+                assert told <= known, deployment["metadata"]["name"]
+
+
+def test_settings_of_the_operator_are_settings() -> None:
+    from lakehouse_operator.settings import ENV_PREFIX, Settings
+
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sets():
+        for deployment, body in of_kind(objects(*values(name)), "Deployment").items():
+            if deployment.endswith("-operator"):
+                (container,) = body["spec"]["template"]["spec"]["containers"]
+                told = [one["name"] for one in container["env"] if one["name"].startswith(ENV_PREFIX)]
+                assert set(told) <= known
+                assert len(told) == len(set(told)) >= 12
+
+
+def operator_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """As the operator itself reads them."""
+    from lakehouse_operator.settings import load
+
+    deployments = of_kind(objects(*values(name)), "Deployment")
+    (body,) = (body for key, body in deployments.items() if key.endswith("-operator"))
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    for key, value in environment(container).items():
+        monkeypatch.setenv(key, value)
+    return load(namespace=NAMESPACE)
+
+
+def test_the_operator_reads_what_the_chart_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = operator_settings(monkeypatch, "production")
+    assert settings.image == f"registry.example.com/data/lakehouse:0.1.0@sha256:{'1' * 64}"
+    assert settings.image_pull_secrets == ("registry-key",)
+    assert settings.namespaces == (NAMESPACE,)
+    assert settings.default_s3_endpoint == "https://s3.example.com"
+    assert (settings.default_s3_bucket, settings.default_s3_prefix) == ("lake-data", "team/a")
+    assert settings.default_credentials_secret == "lake-s3"
+    assert settings.pod_defaults == {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}}}
+    assert (settings.routes_configmap, settings.lease_name) == ("vectors-routes", "vectors-operator")
+    assert settings.log_level == "WARNING"
+
+
+def test_the_operator_keeps_the_namespaces_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert operator_settings(monkeypatch, "namespaces").namespaces == ("shop", "search")
+    assert operator_settings(monkeypatch, "cluster").clusterwide
+
+
+def test_the_pool_and_declared_indexes_share_the_namespaces_prefix() -> None:
+    for name, data in (("default", "s3://lake-data/shop"), ("production", "s3://lake-data/team/a")):
+        deployments = of_kind(objects(*values(name)), "Deployment")
+        (pool,) = (body for key, body in deployments.items() if key.endswith("-pool"))
+        (container,) = pool["spec"]["template"]["spec"]["containers"]
+        assert environment(container)["LAKEHOUSE_DATA"] == data
+
+
+@pytest.mark.parametrize("component", ["gateway", "pool", "query"])
+@pytest.mark.parametrize("name", ["default", "production", "cluster"])
+def test_a_server_starts_with_what_its_pod_is_told(
+    monkeypatch: pytest.MonkeyPatch, name: str, component: str
+) -> None:
+    from lakehouse.settings import load
+
+    bodies = objects(*values(name))
+    deployments = of_kind(bodies, "Deployment")
+    (body,) = (body for key, body in deployments.items() if key.endswith(f"-{component}"))
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    for key, value in environment(container).items():
+        monkeypatch.setenv(key, value)
+    for secret in (one for one in container["env"] if "secretKeyRef" in str(one)):
+        chosen = secret["valueFrom"]["secretKeyRef"]
+        there = of_kind(bodies, "Secret").get(chosen["name"], {"data": {}})["data"]
+        given = {"keys.json": "W10=" if name == "cluster" else GIVEN, "peer-key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
+        data = there.get(chosen["key"], given[chosen["key"]])
+        monkeypatch.setenv(secret["name"], base64.b64decode(data).decode())
+    settings = load()
+    assert settings.host == "0.0.0.0"
+    assert settings.insecure is (name == "cluster")
+    assert bool(settings.keys) is (name != "cluster")
+    assert settings.peer_key is not None
+    assert (
+        settings.drain_s + settings.shutdown_s
+        < body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    )
+    assert (settings.peers is not None) is (component == "pool")
+    assert (settings.routes is not None) is (component == "gateway")
+
+
+GIVEN = base64.b64encode(b'[{"name": "app", "right": "read", "sha256": "' + b"4" * 64 + b'"}]').decode()
+"""What the user's own Secret holds."""

@@ -1,0 +1,72 @@
+"""`make e2e`: a cluster, the images, the tests, and the end of the cluster, with the time of each.
+
+`PYTHONPATH=tests python -m e2e.run [ENGINE] [--keep] [--soak] [pytest arguments]`.
+What this does not do: decide what is tested.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from e2e import engines, images
+from e2e.engines import EngineError
+from e2e.engines.programs import say
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Returns pytest's exit status, or 1 where there is no cluster to test on."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engine", nargs="?", default="", choices=["", "kind", "host", "context"])
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running")
+    parser.add_argument("--soak", action="store_true", help="the long runs, and only they")
+    asked, more = parser.parse_known_args()
+    name = asked.engine or chosen()
+    took: dict[str, float] = {}
+    try:
+        engine = engines.of(name)
+        say(f"end-to-end tests on the engine `{name}`")
+        took["cluster"] = _timed(engine.up)
+        took["images"] = _timed(images.build_all)
+        began = time.monotonic()
+        status = _pytest(name, more, soak=asked.soak)
+        took["tests"] = time.monotonic() - began
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not asked.keep and name:
+            took["down"] = _timed(engines.of(name).down)
+    say("; ".join(f"{what} {seconds:.0f} s" for what, seconds in took.items()))
+    return status
+
+
+def chosen() -> str:
+    """The engine that this machine can run: kind where it is installed, else the host as root."""
+    if shutil.which("kind") and (shutil.which("docker") or shutil.which("podman")):
+        return "kind"
+    return "host"
+
+
+def _pytest(engine: str, more: list[str], *, soak: bool) -> int:
+    command = [sys.executable, "-m", "pytest", "-rsfE", "--durations=15", "-p", "no:cacheprovider"]
+    command += ["-m", "soak", "--soak"] if soak else []
+    tests = [] if any(argument.startswith("tests/") for argument in more) else ["tests/e2e"]
+    environment = os.environ | {"LAKEHOUSE_E2E_ENGINE": engine}
+    return subprocess.run([*command, *tests, *more], cwd=ROOT, env=environment, check=False).returncode
+
+
+def _timed(act: Callable[[], object]) -> float:
+    began = time.monotonic()
+    act()
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())

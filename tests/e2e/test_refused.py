@@ -1,0 +1,86 @@
+"""What the API server refuses by the CRDs alone: each rule tried, with the sentence that a person then reads."""
+
+from typing import Any
+
+import pytest
+
+from e2e.access import Body, Refused
+from e2e.release import Release, dataset, index_snapshot, vector_index
+
+SOURCE = {"dataset": {"name": "d", "idColumn": "id", "vectorColumn": "v"}}
+LATEST = {"dataset": SOURCE["dataset"] | {"follow": "Latest"}}
+FILE = "s3://raw/a.csv"
+
+
+def snapshot_of(**named: str) -> dict[str, Any]:
+    return {"snapshot": named}
+
+
+NEW: list[tuple[str, Body, str]] = [
+    ("name-digit", vector_index("0products"), "begins with a letter"),
+    ("name-dot", vector_index("a.b"), "begins with a letter"),
+    ("name-long", vector_index("a" * 64), "at most 63"),
+    ("dimension-zero", vector_index("refused", 0), "spec.dimension"),
+    ("dimension-large", vector_index("refused", 65536), "spec.dimension"),
+    ("distance", vector_index("refused", distance="l2"), "spec.distance"),
+    ("field", vector_index("refused", dimensions=3), "unknown field"),
+    ("drain-self", vector_index("refused", drain={"into": "refused"}), "cannot drain into itself"),
+    ("source-bootstrap", vector_index("refused", source=SOURCE, bootstrap=snapshot_of(name="s")), "exclude"),
+    ("latest-drain", vector_index("refused", source=LATEST, drain={"into": "b"}), "cannot be drained"),
+    (
+        "snapshot-both",
+        vector_index("refused", bootstrap=snapshot_of(name="s", uri="s3://b/x.lhv1")),
+        "one of",
+    ),
+    ("snapshot-none", vector_index("refused", bootstrap=snapshot_of()), "exactly one of name and uri"),
+    ("snapshot-http", vector_index("refused", bootstrap=snapshot_of(uri="http://b/x.lhv1")), "s3://"),
+    ("snapshot-suffix", vector_index("refused", bootstrap=snapshot_of(uri="s3://b/x.bin")), "ends in .lhv1"),
+    ("dataset-name", dataset("a.b", FILE), "no dot"),
+    ("dataset-none", dataset("refused"), "spec.sources"),
+    ("dataset-http", dataset("refused", "http://raw/a.csv"), "a source is read from s3://"),
+    ("dataset-catalog", dataset("refused", "s3://b/_catalog/x.parquet"), "outside _catalog/"),
+    ("snapshot-name", index_snapshot("a" * 251, "b"), "at most 250"),
+]
+
+CHANGES: list[tuple[str, Body, Body, str]] = [
+    ("dimension", vector_index("kept"), {"dimension": 9}, "dimension cannot be changed"),
+    ("distance", vector_index("kept"), {"distance": "dot"}, "distance cannot be changed"),
+    ("shards", vector_index("kept"), {"shards": 2}, "shards cannot be changed"),
+    ("bootstrap", vector_index("kept"), {"bootstrap": snapshot_of(name="s")}, "when the index is created"),
+    ("bucket", vector_index("kept"), {"storage": {"s3": {"bucket": "other"}}}, "bucket cannot be changed"),
+    ("prefix", vector_index("kept"), {"storage": {"s3": {"prefix": "other"}}}, "prefix cannot be changed"),
+    ("dataset-bucket", dataset("kept", FILE), {"storage": {"s3": {"bucket": "other"}}}, "cannot be changed"),
+    ("dataset-prefix", dataset("kept", FILE), {"storage": {"s3": {"prefix": "other"}}}, "cannot be changed"),
+    ("snapshot", index_snapshot("kept", "a"), {"indexRef": {"name": "b"}}, "cannot be changed; make another"),
+]
+
+
+@pytest.mark.parametrize(("body", "why"), [case[1:] for case in NEW], ids=[case[0] for case in NEW])
+def test_a_wrong_resource_is_refused_with_a_sentence(lakehouse: Release, body: Body, why: str) -> None:
+    with pytest.raises(Refused, match=why.replace("(", r"\(")):
+        lakehouse.apply(body)
+
+
+@pytest.fixture(scope="module")
+def kept(lakehouse: Release) -> Release:
+    """One of each kind, to be changed; suspended, so that nothing runs for it."""
+    bodies = {f"{body['kind']}": body for _, body, _, _ in CHANGES}
+    paused = {"lakehouse.agentview.dev/pause-reconciliation": "true"}
+    lakehouse.apply(
+        *(body | {"metadata": body["metadata"] | {"annotations": paused}} for body in bodies.values())
+    )
+    return lakehouse
+
+
+@pytest.mark.parametrize(
+    ("body", "change", "why"), [case[1:] for case in CHANGES], ids=[case[0] for case in CHANGES]
+)
+def test_what_never_changes_is_refused(kept: Release, body: Body, change: Body, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        kept.cluster.patch(body["kind"], kept.namespace, "kept", {"spec": change})
+
+
+def test_names_at_their_limit_are_taken(lakehouse: Release) -> None:
+    lakehouse.apply(vector_index("a" * 63, suspend=True), index_snapshot("b" * 250, "a" * 63))
+    lakehouse.cluster.delete("VectorIndex", lakehouse.namespace, "a" * 63)
+    lakehouse.cluster.delete("IndexSnapshot", lakehouse.namespace, "b" * 250)

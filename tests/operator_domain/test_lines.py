@@ -1,0 +1,36 @@
+"""Who waits longest for a Job begins first, and nobody passes."""
+
+from typing import Any
+
+from lakehouse.control.state import PAUSE_ANNOTATION
+from lakehouse_operator import lines
+
+A, B, C = (("Dataset", "shop", name) for name in "abc")
+
+
+def waiting(name: str, since: str, reason: str = "Queued", **metadata: Any) -> dict[str, Any]:
+    found = [{"type": "Fresh", "status": "False", "reason": reason, "lastTransitionTime": since}]
+    meta = {"name": name, "namespace": "shop", **metadata}
+    return {"kind": "Dataset", "metadata": meta, "status": {"conditions": found}}
+
+
+def test_the_line_is_in_order_of_waiting() -> None:
+    assert lines.in_line(
+        [waiting("a", "12:02"), waiting("b", "12:01"), waiting("c", "12:00", "Refreshed")]
+    ) == [B, A]
+
+
+def test_who_is_paused_or_to_go_holds_up_nobody() -> None:
+    paused = waiting("a", "12:00", annotations={PAUSE_ANNOTATION: "true"})
+    assert lines.in_line(
+        [paused, waiting("b", "12:01", deletionTimestamp="12:05"), {**waiting("c", "x")}]
+    ) == [C]
+
+
+def test_nobody_passes() -> None:
+    assert lines.has_room(A, [], 1)
+    assert not lines.has_room(A, [], 0)
+    assert not lines.has_room(C, [A], 1)  # a newcomer
+    assert lines.has_room(A, [A, B], 1)
+    assert not lines.has_room(B, [A, B], 1)
+    assert lines.has_room(B, [A, B], 2)

@@ -1,0 +1,44 @@
+"""Where a resource lies: its own wish over the installation's, and credentials that go nowhere else."""
+
+import pytest
+
+from cluster_samples import settings
+from lakehouse.core.errors import Invalid
+from lakehouse_operator.targets import target
+
+
+def test_what_the_resource_leaves_open_comes_from_the_installation() -> None:
+    found = target("shop", None, settings())
+    assert (found.url, found.endpoint, found.region, found.secret) == (
+        "s3://lake/shop",
+        "http://minio:9000",
+        "us-east-1",
+        "lake-s3",
+    )
+    assert target("shop", {"s3": {"prefix": "/a/b/"}}, settings()).url == "s3://lake/a/b"
+    assert target("shop", {"s3": {"prefix": ""}}, settings()).url == "s3://lake"
+    assert target("shop", None, settings(default_s3_prefix="all")).url == "s3://lake/all"
+    assert target("shop", {"credentialsSecretRef": {"name": "mine"}}, settings()).secret == "mine"
+
+
+def test_the_installations_credentials_go_to_no_other_endpoint() -> None:
+    other = {"s3": {"endpoint": "https://elsewhere", "bucket": "mine"}}
+    assert target("shop", other, settings()).secret == ""
+    assert target("shop", {"s3": {"endpoint": "http://minio:9000"}}, settings()).secret == "lake-s3"
+    assert target("shop", {**other, "credentialsSecretRef": {"name": "mine"}}, settings()).secret == "mine"
+
+
+def test_without_any_bucket_it_says_what_to_do() -> None:
+    with pytest.raises(Invalid, match=r"spec\.storage\.s3\.bucket"):
+        target("shop", None, settings(default_s3_bucket=""))
+
+
+def test_places_with_the_same_keys_and_address_are_reached_alike() -> None:
+    one = target("shop", None, settings())
+    assert one.reached_alike(target("shop", {"s3": {"bucket": "raw", "prefix": "x"}}, settings()))
+    assert not one.reached_alike(target("shop", {"credentialsSecretRef": {"name": "x"}}, settings()))
+    assert not one.reached_alike(target("other", None, settings()))
+
+
+def test_a_target_shows_no_certificate() -> None:
+    assert "PEM" not in repr(target("shop", {"s3": {"caBundle": "PEM"}}, settings()))
