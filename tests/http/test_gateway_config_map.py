@@ -171,7 +171,7 @@ async def test_the_last_table_holds_whatever_comes(tmp_path: Path, trouble: list
 
 
 async def test_without_a_table_yet_nothing_is_known_and_it_is_said_why(tmp_path: Path) -> None:
-    later = [{"type": "ADDED", "object": config_map("9", table(products=True))}]
+    later: list[object] = [{"type": "ADDED", "object": config_map("9", table(products=True))}]
     api = ApiServer([403, 500, listing("1")], [[], later])
     async with following(api, tmp_path) as routes:
         await until(lambda: "403" in routes.detail or routes.ready)
