@@ -1,4 +1,4 @@
-"""What every test shares: the soak switch and a real MinIO.
+"""What every test shares: the soak switch, a real MinIO and a real API server.
 
 Long runs are skipped, and say so, unless `--soak` is given; nothing is deselected silently.
 """

@@ -9,7 +9,6 @@ programs are those that the `host` engine of tests/e2e builds; where they are mi
 import os
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -22,6 +21,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import pytest
+
+from ports import free_port
 
 if TYPE_CHECKING:
     import kopf
@@ -53,7 +54,7 @@ class KubeApiServer:
         self._tokens = {name: secrets.token_hex(16) for name in USERS}
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._ports = _free_ports(3)
+        self._ports = [free_port() for _ in range(3)]
 
     def __enter__(self) -> "KubeApiServer":
         try:
@@ -200,14 +201,6 @@ current-context: test
         if done.returncode != 0:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr}")
         return done.stdout
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _answers(url: str, context: ssl.SSLContext | None = None, token: str = "") -> bool:

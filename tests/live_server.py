@@ -16,19 +16,14 @@ from types import TracebackType
 
 import httpx
 
+from ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_SERVER = Path(__file__).with_name("small_server.py")
 START_S_MAX = 60.0
 """Far above a start's second or two: a loaded machine is no failure."""
 STOP_S_MAX = 60.0
 LOG_TAIL_BYTES = 8_000
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:

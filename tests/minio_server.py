@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import botocore.config
 import pytest
 
 from lakehouse.store.s3 import S3Settings
+from ports import free_port
 
 MODULE = "github.com/minio/minio"
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
@@ -122,7 +122,7 @@ class MinioServer:
     def start(self, *, create_bucket: bool = True) -> "MinioServer":
         """Start, wait until it is ready, and make the bucket."""
         for _ in range(START_ATTEMPTS_MAX):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             self._process = self._spawn(port)
             if self._is_ready(port):
                 self.port = port
@@ -228,13 +228,6 @@ class MinioServer:
             process.kill()
             process.wait()
         self._process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

@@ -182,6 +182,13 @@ def test_every_module_opens_with_a_sentence() -> None:
     assert silent == []
 
 
+@pytest.mark.xdist_group("one")
+def test_the_tests_of_a_group_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist tells its scheduler by the end of a test's id, which not every pytest lets it change."""
+    if request.config.getoption("loadgroup", default=False):
+        assert request.node.nodeid.endswith("@one")
+
+
 def _documented_fields(cls: type) -> set[str]:
     """Fields followed by a string, which is how a dataclass field is documented here."""
     body = ast.parse(inspect.getsource(cls)).body[0]

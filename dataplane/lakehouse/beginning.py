@@ -57,8 +57,9 @@ async def _steps(store: ObjectStore, name: str, life: UUID) -> list[int | None]:
     """The record numbers as which a life may begin, in the order they were claimed; None: never again."""
     found: list[int | None] = []
     for info in await store.list(names.fate_prefix(name, life)):
+        data = await incarnations.read_listed(store, info.key)
         try:
-            body = json.loads(await store.get(info.key))
+            body = json.loads(data)
             found.append(None if body.get(SWEPT) else int(body["number"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corrupt(f"a claim cannot be read. key=`{info.key}`") from error
@@ -247,14 +248,17 @@ async def sweep_unnamed(
     What a killed build left is marked when it is first seen and swept `grace_s` later.  A life whose claimed record is
     not decided yet is left alone, and so are those `spared`, which whoever asks is building.
     """
-    found = await _lives_with_pins(store, name)
+    pinned = await _pinned(store, name)
+    found = sorted({*await named_snapshots.lives(store, name), *pinned})
     records = await incarnations.every(
         store, name
     )  # after the listing: a life that began empty is named by now
     named = {life for record in records for life in (record.uuid, record.ends)}
     swept = []
     for life in found:
-        if life in named or life in spared or not await _is_due(store, runtime, name, life, grace_s):
+        if life in named or life in spared or (life not in pinned and await _is_swept(store, name, life)):
+            continue
+        if not await _is_due(store, runtime, name, life, grace_s):
             continue
         if await _settled_as_swept(store, runtime, name, life, records):
             await _remove(store, name, life, records)
@@ -263,14 +267,22 @@ async def sweep_unnamed(
     return swept
 
 
-async def _lives_with_pins(store: ObjectStore, name: str) -> list[UUID]:
-    """Every life that left something under a name, or a pin on the one that lives."""
-    lives = set(await named_snapshots.lives(store, name))
+async def _pinned(store: ObjectStore, name: str) -> set[UUID]:
+    """Every life for which the one that lives is pinned."""
     now = await incarnations.current(store, name)
-    if now is not None and now.uuid is not None:
-        pins = await store.list(names.pin_prefix(name, now.uuid))
-        lives |= {UUID(hex=info.key.rsplit("/", 1)[1]) for info in pins}
-    return sorted(lives)
+    if now is None or now.uuid is None:
+        return set()
+    pins = await store.list(names.pin_prefix(name, now.uuid))
+    return {UUID(hex=info.key.rsplit("/", 1)[1]) for info in pins}
+
+
+async def _is_swept(store: ObjectStore, name: str, life: UUID) -> bool:
+    """Whether nothing is left but what says that a life never begins."""
+    level = await store.children(names.life_prefix(name, life))
+    if level.objects or list(level.prefixes) != [names.fate_prefix(name, life)]:
+        return False
+    steps = await _steps(store, name, life)
+    return bool(steps) and steps[-1] is None
 
 
 async def _is_due(store: ObjectStore, runtime: Runtime, name: str, life: UUID, grace_s: float) -> bool:

@@ -23,6 +23,7 @@ from lakehouse.core.entry import (
     Kind,
     Operation,
     Request,
+    cursor_of,
     encode_request,
 )
 from lakehouse.core.errors import Corrupt, NotFound, Outcome, Unavailable
@@ -52,9 +53,14 @@ class Replaced:
     def shards(self) -> int:
         return len(self.continues.positions)
 
-    def sources(self, number: int, shards: int) -> Sequence[int]:
-        """The old shards that hold ids of the new shard `number` of `shards`."""
-        return [number] if self.shards == shards else range(self.shards)
+    def sources(self, number: int, shards: int, *, ended: bool) -> Sequence[int]:
+        """The old shards that hold ids of the new shard `number` of `shards`, in the order they are taken over.
+
+        Only the first of them while the old logs have not `ended`: a cursor that has gone on to the next one has left
+        this one for good, with all that is acknowledged there later.
+        """
+        every = [number] if self.shards == shards else range(self.shards)
+        return every if ended else every[:1]
 
 
 def replaced_by(record: Incarnation) -> Replaced | None:
@@ -81,11 +87,12 @@ class Translation:
 
     def of(self, found: Entry) -> list[EncodedRequest]:
         """What an entry's requests become."""
+        own = [encoded for encoded in found.requests if cursor_of(encoded.request.key) is None]
         if self._exact:
-            return list(found.requests)
+            return own
         version = found.header.first_operation + 1
         taken = []
-        for encoded in found.requests:
+        for encoded in own:  # a cursor, which is the old log's own, has no ids
             request = encoded.request
             if request.key not in self._keys:
                 self._keys.add(request.key)
@@ -140,8 +147,9 @@ async def carry(writer: Writer, record: Incarnation, *, complete: bool) -> None:
         writer.refuse_dropped()
         if writer.begun:
             return
+        tolerant = not replaced.continues.exact and attempt >= READ_ATTEMPTS
         try:
-            if await _carried(writer, replaced, record.shards, complete=complete):
+            if await _carried(writer, replaced, record.shards, complete=complete, tolerant=tolerant):
                 return
         except (Unavailable, Corrupt):  # swept by who has finished this, perhaps: then the new log says so
             if attempt >= READ_ATTEMPTS:
@@ -170,7 +178,7 @@ async def _left(writer: Writer, replaced: Replaced, shards: int) -> int:
     """Entries that are not taken over yet."""
     cursor = writer.replica.carried
     left = 0
-    for source in replaced.sources(writer.number, shards):
+    for source in replaced.sources(writer.number, shards, ended=False):
         after = replaced.continues.positions[source]
         if cursor is not None and cursor.shard == source:
             after = max(after, cursor.sequence)
@@ -183,14 +191,19 @@ def _log(writer: Writer, replaced: Replaced, source: int) -> ShardLog:
     return ShardLog(writer.store, writer.runtime, writer.params.name, replaced.life, source)
 
 
-async def _carried(writer: Writer, replaced: Replaced, shards: int, *, complete: bool) -> bool:
-    """One attempt; False when another process put something into the new log meanwhile."""
+async def _carried(
+    writer: Writer, replaced: Replaced, shards: int, *, complete: bool, tolerant: bool
+) -> bool:
+    """One attempt; False when another process put something into the new log meanwhile.
+
+    `tolerant` passes over what cannot be read.
+    """
     at = writer.replica.carried
     group: list[EncodedRequest] = []
     reached = at
-    for source in replaced.sources(writer.number, shards):
+    for source in replaced.sources(writer.number, shards, ended=complete):
         translation = Translation(replaced, source, writer.number, shards)
-        async for seq, found in _entries(writer, replaced, source, complete=complete):
+        async for seq, found in _entries(writer, replaced, source, complete=complete, tolerant=tolerant):
             requests = [] if found is None else translation.of(found)
             cursor = Cursor(source, seq)
             if at is not None and cursor <= at:
@@ -214,27 +227,27 @@ def _marker(cursor: Cursor) -> EncodedRequest:
 
 
 async def _entries(
-    writer: Writer, replaced: Replaced, source: int, *, complete: bool
+    writer: Writer, replaced: Replaced, source: int, *, complete: bool, tolerant: bool
 ) -> AsyncIterator[tuple[int, Entry | None]]:
-    """The slots of an old log after the position where the content stands, in order, None for one that is
-    unreadable."""
+    """The slots of an old log after the position where the content stands, in order, None for one that has nothing
+    to take over."""
     log = _log(writer, replaced, source)
     position = replaced.continues.positions[source]
-    slots = await log.after(position)
     if complete and not await log.ends_in_drop():
         raise Unavailable(f"a log that is to be taken over has not ended. key=`{log.key(0)}`")
+    slots = await log.after(position)
     expected = position + 1
     for start in range(0, len(slots), READ_AHEAD):
         chunk = slots[start : start + READ_AHEAD]
         read = await asyncio.gather(*(log.read(seq) for seq in chunk), return_exceptions=True)
         for seq, found in zip(chunk, read, strict=True):
             if seq != expected:
-                _refuse_damage(replaced, log, f"slots from {expected} are missing")
+                _refuse_damage(log, f"slots from {expected} are missing", tolerant=tolerant)
             expected = seq + 1
             if isinstance(found, NotFound):
                 raise Unavailable(f"the store lists a slot that it does not give. key=`{log.key(seq)}`")
             if isinstance(found, Corrupt):
-                _refuse_damage(replaced, log, found.message)
+                _refuse_damage(log, found.message, tolerant=tolerant)
                 yield seq, None
             elif isinstance(found, BaseException):
                 raise found
@@ -242,9 +255,10 @@ async def _entries(
                 yield seq, found[0] if found[0].header.kind is Kind.DATA else None
 
 
-def _refuse_damage(replaced: Replaced, log: ShardLog, reason: str) -> None:
-    """Other content may replace a damaged life, which is why somebody builds it; the life's own content may not."""
+def _refuse_damage(log: ShardLog, reason: str, *, tolerant: bool) -> None:
+    """Other content may replace a damaged life, which is why somebody builds it, once nothing else helps; the life's
+    own content may not."""
     message = f"a log that is to be taken over is damaged. key=`{log.key(0)}` reason=`{reason}`"
-    if replaced.continues.exact:
+    if not tolerant:
         raise Corrupt(message)
     logger.error("%s", message)

@@ -227,7 +227,11 @@ class Collection:
         return done
 
     def _key(self, idempotency_key: str | None) -> bytes:
-        return self.runtime.uuid().bytes if idempotency_key is None else idempotency_key.encode()
+        if idempotency_key is None:
+            return self.runtime.uuid().bytes
+        if "\0" in idempotency_key:  # such keys are the log's own (`lakehouse.core.entry`)
+            raise Invalid(f"an idempotency key holds no NUL. idempotency_key=`{idempotency_key!r}`")
+        return idempotency_key.encode()
 
     def _rows_by_shard(self, ids: Sequence[str]) -> dict[int, list[int]]:
         rows: dict[int, list[int]] = {}

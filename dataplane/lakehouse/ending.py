@@ -100,18 +100,27 @@ async def end_unopened(
 ) -> tuple[Incarnation, list[Incarnation]]:
     """End what a name lives, opened by nobody or unreadable: the record that counts then, and the lives that ended.
 
-    Raises `NotFound` when it lives nothing.
+    A life that replaces another meanwhile goes on with all that one held, so it is ended too.  Raises `NotFound` when
+    the name lives nothing.
     """
-    try:
-        record = await incarnations.current(store, name)
-    except Corrupt:
-        return await _end_unreadable(store, runtime, name)
-    if record is None or not record.alive:
-        raise NotFound(f"no such index. name=`{name}`")
-    replaced = await end_replaced(store, runtime, name, record)
-    await end_logs(store, runtime, name, uuid_of(record), range(record.shards))
-    ended = [record] if replaced is None else [record, replaced]
-    return await record_end(store, runtime, name, record), ended
+    ended: list[Incarnation] = []
+    for _ in range(CHANGES_MAX):
+        try:
+            record = await incarnations.current(store, name)
+        except Corrupt:
+            now, unreadable = await _end_unreadable(store, runtime, name)
+            return now, ended + unreadable
+        if record is None or not (record.alive or ended):
+            raise NotFound(f"no such index. name=`{name}`")
+        if not record.alive:
+            return record, ended
+        replaced = await end_replaced(store, runtime, name, record)
+        await end_logs(store, runtime, name, uuid_of(record), range(record.shards))
+        ended += [record] if replaced is None else [record, replaced]
+        now = await record_end(store, runtime, name, record)
+        if not now.alive or not await incarnations.was_replaced(store, name, uuid_of(record)):
+            return now, ended
+    raise Unavailable(f"the index keeps being replaced: repeat until it is gone. name=`{name}`")
 
 
 async def _end_unreadable(

@@ -3,8 +3,10 @@
 Records are never deleted, so a listed record that cannot be read is the store's trouble, not an absence.
 """
 
+import asyncio
 import logging
 from dataclasses import replace
+from uuid import UUID
 
 from lakehouse.core import incarnation, names
 from lakehouse.core.errors import Conflict, Corrupt, NotFound, Outcome, Unavailable
@@ -16,6 +18,7 @@ from lakehouse.store.base import ObjectStore
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 8
+READS_AT_ONCE = 16
 BACKOFF = Backoff()
 SETTLES_MAX = 1_000
 SETTLE_BACKOFF = Backoff(first_s=0.2, most_s=60.0)
@@ -26,7 +29,7 @@ async def current(store: ObjectStore, name: str) -> Incarnation | None:
     infos = await store.list(names.incarnation_prefix(name))
     if not infos:
         return None
-    return incarnation.decode(await _read(store, infos[-1].key))
+    return incarnation.decode(await read_listed(store, infos[-1].key))
 
 
 async def exists(store: ObjectStore, name: str) -> bool:
@@ -39,13 +42,21 @@ async def newest(store: ObjectStore, name: str) -> tuple[int, bytes]:
     infos = await store.list(names.incarnation_prefix(name))
     if not infos:
         raise NotFound(f"no such index. name=`{name}`")
-    return names.incarnation_number(infos[-1].key), await _read(store, infos[-1].key)
+    return names.incarnation_number(infos[-1].key), await read_listed(store, infos[-1].key)
 
 
 async def every(store: ObjectStore, name: str) -> list[Incarnation]:
     """All records of a name, in order; of a damaged one what can be read.  Raises `Corrupt` for a newer release's."""
     infos = await store.list(names.incarnation_prefix(name))
-    return [_salvaged(names.incarnation_number(info.key), await _read(store, info.key)) for info in infos]
+    found: list[Incarnation] = []
+    for start in range(0, len(infos), READS_AT_ONCE):
+        chunk = infos[start : start + READS_AT_ONCE]
+        read = await asyncio.gather(*(read_listed(store, info.key) for info in chunk))
+        found += [
+            _salvaged(names.incarnation_number(info.key), data)
+            for info, data in zip(chunk, read, strict=True)
+        ]
+    return found
 
 
 def _salvaged(number: int, data: bytes) -> Incarnation:
@@ -56,14 +67,20 @@ def _salvaged(number: int, data: bytes) -> Incarnation:
         return Incarnation(number, said.uuid, None, said.shards)
 
 
+async def was_replaced(store: ObjectStore, name: str, life: UUID) -> bool:
+    """Whether a life has ended by being replaced, not by being dropped."""
+    return any(record.alive and record.ends == life for record in await every(store, name))
+
+
 async def before(store: ObjectStore, name: str, record: Incarnation) -> Incarnation:
     """The record of the life that `record` replaces.  Raises `Corrupt` when it is not there as it should be."""
     for number in range(record.number - 1, -1, -1):
-        data = await _read(store, names.incarnation_key(name, number))
+        data = await read_listed(store, names.incarnation_key(name, number))
         try:
             found = incarnation.decode(data)
         except Corrupt:  # its uuid is known; how many shards it had, perhaps
-            shards = incarnation.salvaged(data).shards
+            known = 0 if record.continues is None else len(record.continues.positions)
+            shards = max(known, incarnation.salvaged(data).shards)
             return replace(record, uuid=record.ends, shards=shards, ends=None, continues=None)
         if found.uuid == record.ends:
             return found
@@ -72,11 +89,12 @@ async def before(store: ObjectStore, name: str, record: Incarnation) -> Incarnat
     raise Corrupt(f"a record replaces another life than the one before it. name=`{name}`")
 
 
-async def _read(store: ObjectStore, key: str) -> bytes:
+async def read_listed(store: ObjectStore, key: str) -> bytes:
+    """An object that a listing showed and nobody deletes.  Raises `Unavailable` when the store does not give it."""
     try:
         return await store.get(key)
     except NotFound as error:
-        raise Unavailable(f"the store lists a record that it does not give. key=`{key}`") from error
+        raise Unavailable(f"the store lists an object that it does not give. key=`{key}`") from error
 
 
 async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarnation) -> None:
@@ -134,5 +152,5 @@ async def _create_once(store: ObjectStore, key: str, data: bytes) -> None:
         doubt = error
     if not await store.list(key):
         raise doubt
-    if await _read(store, key) != data:
+    if await read_listed(store, key) != data:
         raise Conflict(f"another was there first. key=`{key}`")

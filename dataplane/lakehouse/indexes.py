@@ -6,6 +6,7 @@ replace them (`lakehouse.replacing`), or keep items (`lakehouse.shard`).
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,16 +45,19 @@ class Indexes(Replacing):
         """Names of the indexes that live, sorted; old files waiting to be adopted count."""
         if self.store.exclusive and self._scanned:
             return sorted(self._open.keys() | self._suspended)
+        return sorted(await self._owners())
+
+    async def _owners(self) -> dict[str, str | None]:
+        """The indexes that live, and who owns each."""
         level = await self.store.children(names.VECTORS)
         found = {prefix[len(names.VECTORS) : -1] for prefix in level.prefixes}
         gate = asyncio.Semaphore(OPENS_AT_ONCE)
 
-        async def lives(name: str) -> bool:
+        async def record_of(name: str) -> tuple[str, Incarnation | None]:
             async with gate:
-                record = await incarnations.current(self.store, name)
-                return record is not None and record.alive
+                return name, await incarnations.current(self.store, name)
 
-        alive = await asyncio.gather(*(lives(name) for name in found))
+        records = await asyncio.gather(*(record_of(name) for name in found))
         bare = {
             info.key[len(names.VECTORS) : -len(names.LHV1_SUFFIX)]
             for info in level.objects
@@ -62,18 +66,21 @@ class Indexes(Replacing):
         for name in bare - found:
             if not _is_name(name):
                 logger.warning("not an index: its name is not allowed. key=%s%s", names.VECTORS, name)
-        return sorted(
-            {name for name, alive_now in zip(found, alive, strict=True) if alive_now}
-            | {name for name in bare - found if _is_name(name)}
-        )
+        alive = {name: record.owner for name, record in records if record is not None and record.alive}
+        return alive | {name: None for name in bare - found if _is_name(name)}
 
     async def open_all(self) -> list[str]:
-        """Open every index, so that the first request finds them ready; names that could not be opened."""
+        """Open every index, so that the first request finds them ready; names that could not be opened.
+
+        One of several processes leaves what is declared to its own pods, and opens it when somebody asks for it here.
+        """
         failed = []
-        alive = await self.names()
+        owners = await self._owners()
+        alive = sorted(owners)
         await self._remove_copies_left_behind(alive)
         for name in alive:
-            if name in self._suspended:
+            elsewhere = self._placement is not None and owners[name] is not None
+            if name in self._suspended or elsewhere:
                 continue
             try:
                 await self.open(name)
@@ -89,12 +96,16 @@ class Indexes(Replacing):
 
     async def _sweep_unnamed(self, alive: Sequence[str]) -> None:
         """Remove what killed builds left: at once where no other process can be building, else a day later."""
-        grace_s = 0.0 if self.store.exclusive else beginning.GRACE_S
         for name in alive:
-            try:
-                await lives.sweep_unnamed(self.store, self.runtime, name, grace_s, self._under_way)
-            except LakehouseError as error:
-                logger.warning("leftovers of builds stay. index=%s error=%s", name, error)
+            await self.sweep_unnamed(name)
+
+    async def sweep_unnamed(self, name: str) -> None:
+        """Remove what killed builds of one index left, their pins too; what cannot be removed now stays."""
+        grace_s = 0.0 if self.store.exclusive else beginning.GRACE_S
+        try:
+            await lives.sweep_unnamed(self.store, self.runtime, name, grace_s, self._under_way)
+        except LakehouseError as error:
+            logger.warning("leftovers of builds stay. index=%s error=%s", name, error)
 
     async def _remove_copies_left_behind(self, alive: list[str]) -> None:
         """Compatibility copies of dropped indexes, where a process died between the drop and the removal."""
@@ -193,7 +204,10 @@ class Indexes(Replacing):
     # --------------------------------------------------------------- dropping
 
     async def drop(self, name: str) -> None:
-        """End an index and remove its compatibility copy, also one that is damaged.  Raises `NotFound`."""
+        """End an index and remove its compatibility copy, also one that is damaged.
+
+        A life that replaces it meanwhile goes on with all it held, so that one is ended too.  Raises `NotFound`.
+        """
         names.checked_index_name(name)
         async with self._lock(name):
             if name in self._suspended:
@@ -206,7 +220,12 @@ class Indexes(Replacing):
                 logger.warning("dropping an index that cannot be opened. index=%s error=%s", name, error)
                 await self._drop_unopened(name)
                 return
-            await self._finish_drop(collection)
+            life = ending.uuid_of(collection.record)
+            now = await self._finish_drop(collection)
+            with possibly_done(f"index is being dropped: repeat until it is gone. name=`{name}`"):
+                if now.alive and await incarnations.was_replaced(self.store, name, life):
+                    with contextlib.suppress(NotFound):
+                        await self._drop_unopened(name)
 
     async def _drop_unopened(self, name: str) -> None:
         """End a life that cannot be opened, or need not be."""

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from lakehouse import carrying, compatibility, ending, incarnations
 from lakehouse.collection import Collection
 from lakehouse.core import names
-from lakehouse.core.errors import Corrupt, LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Corrupt, Dropped, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Consistency
 from lakehouse.ending import uuid_of
@@ -98,6 +98,11 @@ class Opened:
         if self.runtime.monotonic() - self._followed_at.get(name, 0.0) > FOLLOW_AGAIN_S:
             self._follow(name)
         return collection
+
+    def has_ended(self, name: str) -> bool:
+        """Whether the life that was served here under a name has ended, and what comes after it is not served yet."""
+        known = self._open.get(name)
+        return known is not None and known.dropped
 
     def all_opened(self) -> list[Collection]:
         """The indexes that are open, by name."""
@@ -212,9 +217,13 @@ class Opened:
                     await self._forget(name)
                 raise NotFound(f"no such index. name=`{name}`")
             collection = await self._opened_life(name, record)
-            if collection is not None:  # else its log has ended: what is there now?
+            if collection is None:  # its log has ended: what is there now?
+                continue
+            try:
                 await self._serve(name, collection)
                 return collection
+            except Dropped:  # it ended while it was taking over
+                continue
         raise Unavailable(f"the index keeps changing. name=`{name}`", outcome=Outcome.NOT_COMMITTED)
 
     async def _opened_life(self, name: str, record: Incarnation) -> Collection | None:
@@ -318,8 +327,11 @@ class Opened:
 
     # ----------------------------------------------------------------- ending
 
-    async def _finish_drop(self, collection: Collection) -> None:
-        """End every shard's log, create the record that ends the life, and no other, then remove what is left."""
+    async def _finish_drop(self, collection: Collection) -> Incarnation:
+        """End every shard's log, create the record that ends the life, and no other, then remove what is left.
+
+        The record that counts then: another life's, where that was first.
+        """
         name = collection.name
         await self._drop_logs(collection)
         now = await ending.record_end(self.store, self.runtime, name, collection.record)
@@ -328,6 +340,7 @@ class Opened:
         await self._clear_away(name, collection.record, now)
         if self._open.get(name) is not collection:  # else it is exchanged for what lives now
             await collection.close()
+        return now
 
     async def _drop_logs(self, collection: Collection) -> None:
         """End every shard's log: continuing its chain where this process has it, whole; else off the chain."""

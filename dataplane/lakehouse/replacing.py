@@ -62,9 +62,11 @@ class Replacing(Opened):
                 old = await self._resolved(name)
             except NotFound:
                 return start
-            await self._pin(old, start.life)
-        positions = await beginning.ends_of_logs(self.store, self.runtime, name, old.record)
-        return replace(start, ends=old.record.uuid, continues=Continues(positions))
+            ends = old.record.uuid
+            async with self.abandoned_on_failure(name, replace(start, ends=ends)):
+                await self._pin(old, start.life)
+                positions = await beginning.ends_of_logs(self.store, self.runtime, name, old.record)
+        return replace(start, ends=ends, continues=Continues(positions))
 
     async def images(self, name: str) -> tuple[Collection, Start, list[Image]]:
         """The life of a name and all it holds, shard by shard, for another that goes on from exactly there.
@@ -74,16 +76,18 @@ class Replacing(Opened):
         start = self._started()
         async with self._lock(name):
             old = await self._resolved(name)
-            await self._pin(old, start.life)
         if not old.is_whole:
             raise Unavailable(
                 f"this process keeps only a part of the index. name=`{name}`", outcome=Outcome.NOT_COMMITTED
             )
-        if await old.refresh(Consistency.STRONG) > 0:
-            raise Unavailable(f"the store does not answer. name=`{name}`", outcome=Outcome.NOT_COMMITTED)
-        found = [image_of(shard.replica) for shard in old.shard_list]
+        ends = old.record.uuid
+        async with self.abandoned_on_failure(name, replace(start, ends=ends)):
+            await self._pin(old, start.life)
+            if await old.refresh(Consistency.STRONG) > 0:
+                raise Unavailable(f"the store does not answer. name=`{name}`", outcome=Outcome.NOT_COMMITTED)
+            found = [image_of(shard.replica) for shard in old.shard_list]
         continues = Continues(tuple(image.covered.sequence for image in found), exact=True)
-        return old, replace(start, ends=old.record.uuid, continues=continues), found
+        return old, replace(start, ends=ends, continues=continues), found
 
     def _started(self) -> Start:
         """A life that this process may begin, so that it does not take it for a killed build's."""
@@ -108,6 +112,8 @@ class Replacing(Opened):
             logger.warning(
                 "content of a build that failed stays. index=%s life=%s error=%s", name, start.life, error
             )
+        finally:  # what stays is swept like any other's
+            self._under_way.discard(start.life)
 
     @contextlib.asynccontextmanager
     async def abandoned_on_failure(
@@ -155,6 +161,8 @@ class Replacing(Opened):
             async with self.abandoned_on_failure(name, start):
                 old = None if start.ends is None else await self._living(name, start.ends)
                 number = await self._free_number(name) if old is None else old.record.number + 1
+                if old is not None and record.continues is not None and record.continues.exact:
+                    record = replace(record, owner=old.record.owner)  # taken over meanwhile, perhaps
                 new = await self._opened_life(name, replace(record, number=number))
                 assert new is not None, "a life that has not begun has no log that could end"
             try:

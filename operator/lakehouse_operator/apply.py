@@ -4,6 +4,7 @@ Every action may be repeated: what is done already is found done.  Whatever the 
 is begun again by the next one; Jobs go on meanwhile.  What this module does not do: decide, or make Jobs (`starting`).
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable
@@ -15,7 +16,7 @@ from lakehouse.control import plan
 from lakehouse.control.kinds import VECTOR_INDEX, IndexSnapshotSpec, VectorIndexSpec
 from lakehouse.control.plan import Action
 from lakehouse.control.state import Act, LastDrain, ObservedIndex, Resource
-from lakehouse.core.errors import Conflict, Invalid, LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Denied, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.loop.work import DeadlineExceeded, Work
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator import finalizers, jobs, names, resources, snapshots
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MERGE_S = 3_600.0
 """A merge moves some thousand items a second; what it has not moved by then, the next one does."""
+IN_BUCKET_S = 120.0
+"""Dropping may take longer than a turn should: what was removed by then stays removed, and the next turn goes on."""
 LAST_SNAPSHOT_S = 30.0
 """Before an index is suspended: it makes resuming fast, and nothing depends on it."""
 
@@ -83,7 +86,8 @@ class Actor:
 
     async def forget(self, key: Key) -> None:
         """A resource is gone; its objects go by themselves."""
-        self._memory.looks.pop((key[1], key[2] if key[0] == VECTOR_INDEX else f"dataset/{key[2]}"), None)
+        if key[0] != INDEX_SNAPSHOT:
+            self._memory.looks.pop((key[1], key[2] if key[0] == VECTOR_INDEX else f"dataset/{key[2]}"), None)
         self._observer.forget(key)
         self._buckets.forget(key)
         if key[0] == VECTOR_INDEX:
@@ -114,7 +118,11 @@ class Actor:
             case plan.SetEfSearch() | plan.Suspend() | plan.Resume():
                 await self._on_pods(action, resource)
             case _:
-                await self._in_bucket(action, resource, key)
+                try:
+                    async with asyncio.timeout(IN_BUCKET_S):
+                        await self._in_bucket(action, resource, key)
+                except TimeoutError as error:
+                    raise Unavailable(f"not done within {IN_BUCKET_S:g} s: going on later") from error
 
     async def _in_bucket(self, action: Action, resource: Resource[Any], key: Key) -> None:
         store = await self._store(resource, key)
@@ -126,7 +134,10 @@ class Actor:
                 case plan.TakeOver():
                     await lives.take_over(store, runtime, name, action.owner)
                 case plan.DropIndex():
-                    await self._children.prune(resource, ())  # nobody serves what is about to go
+                    with contextlib.suppress(
+                        Denied
+                    ):  # with its namespace goes our Role there; its pods go, too
+                        await self._children.prune(resource, ())  # nobody serves what is about to go
                     await _absent_is_well(lives.end(store, runtime, name))
                 case plan.RetireVersions():
                     await Catalog(store, runtime).retire(name, action.keep, action.pinned)

@@ -4,7 +4,7 @@ Memory only; the API server stays the truth, and a relist puts right what a watc
 when somebody first asks for it.  What this module does not do: read from the API server, or write to it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,8 @@ Key = tuple[str, str, str]
 """Kind, namespace and name."""
 
 DATASET_LABEL = f"{GROUP}/dataset"
+_FOUND_BY = (INDEX_LABEL, DATASET_LABEL)
+"""Labels that children are looked up by, without going through all of them."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "lakehouse-operator"}
 """The label that all children carry; others are not watched."""
 
@@ -55,6 +57,9 @@ class Cache:
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Body]] = {}
         """By kind, then by key."""
+        self._labelled: dict[tuple[str, str, str, str], dict[Key, None]] = {}
+        """By kind, namespace, label of `_FOUND_BY` and its value."""
+        self._listeners: list[Callable[[Key, Body | None], None]] = []
         self._parsed: dict[Key, tuple[str, Resource[Any] | Invalid]] = {}
         """With the resourceVersion it was parsed from, or why it could not be."""
         self._changes: dict[Key, int] = {}
@@ -73,7 +78,13 @@ class Cache:
 
     def children(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Body]:
         """Every object of a kind in a namespace that has all the `labels`."""
-        return [body for body in self.resources(kind, namespace) if labels.items() <= _labels(body).items()]
+        by = next((label for label in _FOUND_BY if label in labels), None)
+        if by is None:
+            found: Iterable[Body] = self.resources(kind, namespace)
+        else:
+            there = self._objects.get(kind, {})
+            found = [there[key] for key in self._labelled.get((kind, namespace, by, labels[by]), ())]
+        return [body for body in found if labels.items() <= _labels(body).items()]
 
     def keys(self, kinds: Iterable[str]) -> Iterator[Key]:
         """Of everything of these kinds."""
@@ -108,6 +119,12 @@ class Cache:
         """A number that is another one when a child of a resource has come, changed or gone meanwhile."""
         return self._changes.get(key, 0)
 
+    def listen(self, told: Callable[[Key, Body | None], None]) -> None:
+        """Have `told` called with everything there is, and from now on with what comes, changes and (None) goes."""
+        for key in list(self.keys(list(self._objects))):
+            told(key, self.resource(key))
+        self._listeners.append(told)
+
     # ---------------------------------------------------------------- feeding
 
     def put(self, body: Mapping[str, Any]) -> bool:
@@ -115,8 +132,14 @@ class Cache:
         key, there = key_of(body), self.resource(key_of(body))
         if there is not None and _age(there) >= _age(body):
             return False
-        self._objects.setdefault(key[0], {})[key] = stripped(body)
+        if there is not None:
+            self._unlabel(key, there)
+        kept = self._objects.setdefault(key[0], {})[key] = stripped(body)
+        for place in _places(key, kept):
+            self._labelled.setdefault(place, {})[key] = None
         self._count(body)
+        for told in self._listeners:
+            told(key, kept)
         return True
 
     def remove(self, key: Key, uid: str = "") -> bool:
@@ -125,10 +148,20 @@ class Cache:
         if there is None or (uid and there["metadata"].get("uid") != uid):
             return False
         del self._objects[key[0]][key]
+        self._unlabel(key, there)
         self._parsed.pop(key, None)
         self._changes.pop(key, None)
         self._count(there)
+        for told in self._listeners:
+            told(key, None)
         return True
+
+    def _unlabel(self, key: Key, body: Body) -> None:
+        for place in _places(key, body):
+            found = self._labelled[place]
+            del found[key]
+            if not found:
+                del self._labelled[place]
 
     def _count(self, body: Mapping[str, Any]) -> None:
         if body["kind"] not in kinds.KINDS:
@@ -185,6 +218,11 @@ def _refers(resource: Resource[Any], key: Key) -> bool:
     if kind == VECTOR_INDEX:
         return spec.drain is not None and spec.drain.into == name
     return spec.bootstrap is not None and spec.bootstrap.name == name
+
+
+def _places(key: Key, body: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    labels = _labels(body)
+    return [(key[0], key[1], label, labels[label]) for label in _FOUND_BY if label in labels]
 
 
 def _labels(body: Mapping[str, Any]) -> Mapping[str, str]:

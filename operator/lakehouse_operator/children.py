@@ -16,9 +16,9 @@ from lakehouse.core.errors import Outcome, Unavailable
 from lakehouse_operator import names
 from lakehouse_operator.cache import Cache, Key, key_of
 from lakehouse_operator.jobs import belongs
-from lakehouse_operator.kube import DEPLOYMENT, KINDS, PDB, SERVICE, Body, Kube
+from lakehouse_operator.kube import CONFIG_MAP, DEPLOYMENT, KINDS, PDB, SERVICE, Body, Kube
 
-WATCHED = (DEPLOYMENT, SERVICE, PDB)
+WATCHED = (DEPLOYMENT, SERVICE, PDB, CONFIG_MAP)
 """Children that the cache knows, so that leftovers among them can be found."""
 
 
@@ -43,8 +43,6 @@ class Children:
         for body in wanted:
             key = key_of(body)
             there = self._cache.resource(key)
-            if there is None and key in self._applied and key[0] not in WATCHED:
-                continue
             if there is None:
                 there = await self._kube.get(KINDS[key[0]], key[1], key[2])
             if there is not None and not is_ours(there, body, resource):
@@ -67,13 +65,10 @@ class Children:
             there = self._cache.resource(key)
             if there is not None and (held(body) or self._is_settled(key, body, there)):
                 continue
-            if there is None and key[0] not in WATCHED and self._is_sent(key, body):
-                continue
             _check_gone(there, resource)
             made = await self._kube.apply(body)
             self._applied[key] = _Applied(_digest(body), version_of(made))
-            if key[0] in WATCHED:
-                self._cache.put(made)
+            self._cache.put(made)
 
     async def prune(self, resource: Resource[Any], wanted: Iterable[Body]) -> None:
         """Delete the objects of a resource that are not `wanted` (any more)."""
@@ -103,10 +98,6 @@ class Children:
             return False
         self._applied[key] = _Applied(_digest(body), version_of(there))
         return True
-
-    def _is_sent(self, key: Key, body: Body) -> bool:
-        sent = self._applied.get(key)
-        return sent is not None and sent.digest == _digest(body)
 
 
 def is_ours(there: Mapping[str, Any], wanted: Mapping[str, Any], resource: Resource[Any]) -> bool:

@@ -6,16 +6,17 @@ not do: know what a kind needs (`lakehouse.control`), see it (`observe`) or do i
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lakehouse.control import conditions, dataset, index_snapshot, kinds, vector_index
+from lakehouse.control import conditions, dataset, index_snapshot, kinds, rounds, vector_index
 from lakehouse.control.conditions import ConditionType
 from lakehouse.control.plan import Action, Event, EventType, Plan
 from lakehouse.control.state import Resource
-from lakehouse.core.errors import Conflict, LakehouseError, NotFound
+from lakehouse.core.errors import Conflict, Denied, LakehouseError, NotFound, Unavailable
 from lakehouse.log import Backoff
 from lakehouse.loop.queue import Queue
 from lakehouse.loop.work import Workshop
@@ -37,6 +38,8 @@ POLL_S = 10.0
 POLLS_AT_ONCE = 8
 ROUTES_AGAIN_S = 5.0
 """Between attempts to write the routing table."""
+ROUTES_CHECK_S = 60.0
+"""Between looks whether the table still says what was written: nobody tells when it was edited or deleted."""
 RECONCILE: Mapping[str, Callable[..., Plan]] = {
     kinds.VECTOR_INDEX: vector_index.reconcile,
     kinds.DATASET: dataset.reconcile,
@@ -148,6 +151,10 @@ class Controller:
         observed = await self._world.observer.observe(key, resource)
         plan = RECONCILE[key[0]](resource, observed, self._runtime.now())
         trouble = await self._children(resource, observed)
+        if trouble is not None and self._is_told(key, trouble):
+            plan = rounds.troubled(
+                resource, plan, ConditionType.UP_TO_DATE, trouble.message, self._runtime.now()
+            )
         if await self._tell(key, body, plan, trouble) is None:
             return 0.0
         if trouble is not None:
@@ -178,6 +185,10 @@ class Controller:
             return error
         return None
 
+    def _is_told(self, key: Key, trouble: LakehouseError) -> bool:
+        """Whether trouble with objects belongs in the status: what may be over in a second does not yet."""
+        return not isinstance(trouble, (Unavailable, Conflict)) or self._errors.get(key, 0) > 0
+
     async def _act(self, key: Key, resource: Resource[Any], actions: Sequence[Action]) -> None:
         """In order; the first that fails ends the round, and the next turn sees that it did."""
         for action in actions:
@@ -207,7 +218,13 @@ class Controller:
         """Write down what was seen, if that is new; None when somebody was faster, and it must be looked at again."""
         written: Body | None = body
         if plan.status_changed:
-            written = await self._write(key, body, plan.status)
+            try:
+                written = await self._write(key, body, plan.status)
+            except Denied as error:
+                if not body["metadata"].get("deletionTimestamp"):
+                    raise
+                # With its namespace goes our Role there: what is to go is let go all the same.
+                logger.warning("status not written. resource=%s/%s/%s error=%s", *key, error)
             if written is None:
                 return None
             self._call_concerned(key)
@@ -227,6 +244,8 @@ class Controller:
             written = await self._kube.apply_status(kind, key[1], key[2], status, version)
         except Conflict:
             there = await self._kube.get(kind, key[1], key[2])
+            if there is not None and there["metadata"]["resourceVersion"] == version:
+                raise  # nobody was faster: at once again would be for ever
             if there is not None:
                 self._cache.put(there)
                 return None
@@ -309,7 +328,9 @@ class Controller:
     async def _reroute(self) -> None:
         """Keep the routing table current; changes that come together are one write."""
         while True:
-            await self._rerouted.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUTES_CHECK_S):
+                    await self._rerouted.wait()
             self._rerouted.clear()
             try:
                 await self._world.routes()

@@ -13,6 +13,7 @@ from lakehouse_operator.peers import Peers
 from lakehouse_operator.pods import Pods
 from lakehouse_operator.routes import Routes
 from lakehouse_operator.storage import Buckets
+from lakehouse_operator.sweeping import Sweeper
 
 
 class Domain:
@@ -26,6 +27,7 @@ class Domain:
         children = Children(parts.kube, parts.cache)
         self._routes = Routes(parts)
         self._observer = Observer(parts, self.buckets, self._pods, children, self._memory)
+        self.sweeper = Sweeper(parts, self.buckets, self._memory)
         self._actor = Actor(parts, self.buckets, self._pods, peers, children, self._memory, self._observer)
 
     @property
@@ -48,7 +50,9 @@ class Domain:
 
     async def start(self) -> None:
         self.buckets.start()
+        self.sweeper.start()
 
     async def close(self) -> None:
+        await self.sweeper.close()
         await self.buckets.close()
         await self._pods.close()

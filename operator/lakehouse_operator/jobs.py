@@ -174,6 +174,7 @@ class Seen:
     """One Job, as it is now."""
 
     name: str
+    namespace: str
     uid: str
     act: Act
     subject: str
@@ -185,6 +186,8 @@ class Seen:
     """Why it failed: an error's class where it could tell, else `JobFailed`."""
     message: str = ""
     progress: str = ""
+    pods: int = 0
+    """There are."""
     result: Mapping[str, Any] = field(default_factory=dict)
     """What it told of itself when it ended well."""
 
@@ -214,6 +217,7 @@ def seen(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> Seen | No
     reason, message = _why(ended or {}, words, mine) if failed else ("", "")
     return Seen(
         name=meta["name"],
+        namespace=meta.get("namespace", ""),
         uid=meta["uid"],
         act=Act(told[names.ACT_ANNOTATION]),
         subject=told.get(names.SUBJECT_ANNOTATION, ""),
@@ -224,6 +228,7 @@ def seen(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> Seen | No
         reason=reason,
         message=message,
         progress="" if ended is not None else _progress(job, mine),
+        pods=len(mine),
         result=next((word["result"] for word in words if isinstance(word.get("result"), Mapping)), {}),
     )
 
@@ -352,6 +357,18 @@ def is_running(body: Mapping[str, Any]) -> bool:
     status = body.get("status") or {}
     ended = _condition(status, "Complete") or _condition(status, "Failed")
     return ended is None and not body["metadata"].get("deletionTimestamp")
+
+
+def ending(pods: Iterable[Mapping[str, Any]]) -> Running | None:
+    """The work whose Job is gone and whose pods have not ended: they may still write."""
+    for one in pods:
+        labels, meta = one["metadata"].get("labels") or {}, one["metadata"]
+        ended = (one.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if JOB_NAME_LABEL in labels and not ended:
+            act = Act.INGEST if names.DATASET_LABEL in labels else Act.BUILD
+            told = f"pod {meta['name']} has been stopped and still ends"
+            return Running(act, "", _moment(meta["creationTimestamp"]), told)
+    return None
 
 
 def task_of(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -83,11 +83,9 @@ DATASET = Kind("Dataset", "datasets", _OURS, "v1alpha1")
 INDEX_SNAPSHOT = Kind("IndexSnapshot", "indexsnapshots", _OURS, "v1alpha1")
 RESOURCES = (VECTOR_INDEX, DATASET, INDEX_SNAPSHOT)
 """What people declare."""
-CHILDREN = (DEPLOYMENT, SERVICE, JOB, POD, PDB)
+CHILDREN = (DEPLOYMENT, SERVICE, JOB, POD, PDB, CONFIG_MAP)
 """What is made for it, and watched by its label."""
-KINDS: Mapping[str, Kind] = {
-    kind: kind for kind in (*RESOURCES, *CHILDREN, CONFIG_MAP, SECRET, LEASE, EVENT, NAMESPACE)
-}
+KINDS: Mapping[str, Kind] = {kind: kind for kind in (*RESOURCES, *CHILDREN, SECRET, LEASE, EVENT, NAMESPACE)}
 
 
 class Exists(Conflict):
@@ -125,12 +123,19 @@ class Kube:
             return None
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Body]:
-        """Every object of a kind, in a namespace or (None) in all, that has all the `labels`."""
+        """Every object of a kind, in a namespace or (None) in all, that has all the `labels` and `fields`."""
         params = {"limit": str(PAGE)}
         if labels:
             params["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())
+        if fields:
+            params["fieldSelector"] = ",".join(f"{name}={value}" for name, value in fields.items())
         found: list[Body] = []
         while True:
             page = await self._ask("GET", kind.path(namespace), params=params)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lakehouse.core.errors import Conflict, LakehouseError, NotFound
 from lakehouse.runtime import Runtime
+from lakehouse_operator import names
 from lakehouse_operator.kube import LEASE, Body, Kube
 
 logger = logging.getLogger(__name__)
@@ -143,10 +144,12 @@ class Lease:
         now = self._runtime.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         before: dict[str, Any] = dict((there or {}).get("spec") or {})
         ours = before.get("holderIdentity") == self._identity
+        metadata: Body = there["metadata"] if there else {"namespace": self._namespace, "name": self._name}
         return {
             "apiVersion": LEASE.api_version,
             "kind": str(LEASE),
-            "metadata": there["metadata"] if there else {"namespace": self._namespace, "name": self._name},
+            "metadata": metadata
+            | {"labels": {**(metadata.get("labels") or {}), names.NAME_LABEL: "lakehouse"}},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": int(DURATION_S),

@@ -13,7 +13,7 @@ from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.control.state import PAUSE_ANNOTATION
 from lakehouse_operator import jobs
 from lakehouse_operator.cache import Key, key_of
-from lakehouse_operator.kube import JOB
+from lakehouse_operator.kube import JOB, Body
 from lakehouse_operator.parts import Parts
 
 _TOLD_IN = {VECTOR_INDEX: ConditionType.UP_TO_DATE, DATASET: ConditionType.FRESH}
@@ -21,14 +21,18 @@ _TOLD_IN = {VECTOR_INDEX: ConditionType.UP_TO_DATE, DATASET: ConditionType.FRESH
 
 def in_line(bodies: Iterable[Mapping[str, Any]]) -> list[Key]:
     """The resources that wait to begin a Job, the one that waits longest first."""
-    waiting = []
-    for body in bodies:
-        metadata = body["metadata"]
-        found = conditions.find(body.get("status") or {}, _TOLD_IN[body["kind"]])
-        paused = (metadata.get("annotations") or {}).get(PAUSE_ANNOTATION) == "true"
-        if found.get("reason") == "Queued" and not paused and not metadata.get("deletionTimestamp"):
-            waiting.append((str(found.get("lastTransitionTime", "")), key_of(body)))
+    waiting = ((since, key_of(body)) for body in bodies if (since := _waits_since(body)) is not None)
     return [key for _, key in sorted(waiting)]
+
+
+def _waits_since(body: Mapping[str, Any]) -> str | None:
+    """Since when a resource waits to begin a Job; None when it does not."""
+    metadata = body["metadata"]
+    found = conditions.find(body.get("status") or {}, _TOLD_IN[body["kind"]])
+    paused = (metadata.get("annotations") or {}).get(PAUSE_ANNOTATION) == "true"
+    if found.get("reason") != "Queued" or paused or metadata.get("deletionTimestamp"):
+        return None
+    return str(found.get("lastTransitionTime", ""))
 
 
 def has_room(key: Key, line: list[Key], free: int) -> bool:
@@ -42,6 +46,18 @@ class Lines:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._waiting: dict[Key, str] = {}
+        """Since when; kept as statuses change, so that a turn of one resource does not cost a look at all."""
+        parts.cache.listen(self._told)
+
+    def _told(self, key: Key, body: Body | None) -> None:
+        if key[0] not in _TOLD_IN:
+            return
+        since = None if body is None else _waits_since(body)
+        if since is None:
+            self._waiting.pop(key, None)
+        else:
+            self._waiting[key] = since
 
     @property
     def free(self) -> int:
@@ -51,8 +67,8 @@ class Lines:
 
     def may_begin(self, key: Key) -> bool:
         """Whether a resource may begin a Job now; those before it are called, if there is room for them."""
-        cache, free = self._parts.cache, self.free
-        line = in_line(body for kind in _TOLD_IN for body in cache.resources(kind))
+        free = self.free
+        line = sorted(self._waiting, key=lambda one: (self._waiting[one], one))
         for other in line[: max(free, 0)]:
             if other != key:
                 self._parts.call(other)

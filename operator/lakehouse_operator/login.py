@@ -12,13 +12,19 @@ from lakehouse.core.errors import Denied
 
 
 def login() -> kopf.ConnectionInfo:
-    """Read anew what is mounted or configured.  Raises `Denied` when there is nothing."""
+    """Read anew what is mounted or configured.  Raises `Denied` when there is nothing, or nothing that can be read."""
     settings = kopf.OperatorSettings()
     readers = [kopf.login_with_service_account, kopf.login_with_kubeconfig]
     if os.environ.get("KUBECONFIG"):
         readers.reverse()
     for reader in readers:
-        found = reader(settings=settings)
+        try:
+            found = reader(settings=settings)
+        except Exception as error:  # a file that is missing, no YAML, or names what is not in it
+            raise Denied(
+                f"the cluster's credentials cannot be read: {error!r}. kubeconfig=`{os.environ.get('KUBECONFIG', '')}`",
+                authenticated=False,
+            ) from error
         if found is not None:
             return found
     raise Denied(

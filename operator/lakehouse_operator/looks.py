@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lakehouse.control.state import Failure, Life
+from lakehouse.core.errors import Invalid
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Position
 from lakehouse_operator import names, resources
@@ -52,6 +53,15 @@ def life_of(record: Incarnation | None) -> Life | None:
     if record is None or not record.alive or record.params is None:
         return None
     return Life(record.params, record.shards, record.owner, record.origin or {})
+
+
+def remembered(status: Mapping[str, Any], shards: int) -> Incarnation | None:
+    """The life that a VectorIndex's own status tells of, for when the bucket does not say which one counts."""
+    try:
+        position = Position.parse(str(status.get("position", "")))
+    except Invalid:
+        return None
+    return Incarnation(0, position.incarnation, None, shards)
 
 
 def served(record: Incarnation | None, pods: Sequence[PodState], shards: int, ef_search: int) -> Served:

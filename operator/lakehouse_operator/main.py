@@ -12,28 +12,28 @@ import sys
 import threading
 from collections.abc import Callable
 
-from lakehouse.core.errors import Denied, Invalid, LakehouseError, Unavailable
+from lakehouse.core.errors import Invalid, LakehouseError, Unavailable
 from lakehouse.runtime import Runtime, SystemRuntime
-from lakehouse_operator import logs
+from lakehouse_operator import identity, logs
 from lakehouse_operator.cache import Cache
 from lakehouse_operator.converge import Controller
 from lakehouse_operator.health import Health, stuck
-from lakehouse_operator.kube import NAMESPACE, Kube, Login
+from lakehouse_operator.kube import Kube, Login
 from lakehouse_operator.lease import Lease
 from lakehouse_operator.login import login
 from lakehouse_operator.metrics import Metrics
 from lakehouse_operator.parts import Domain, Parts
 from lakehouse_operator.settings import Settings, load
-from lakehouse_operator.watching import Watcher
+from lakehouse_operator.watching import NamespacesChanged, Watcher
 
 logger = logging.getLogger(__name__)
 
 LIST_AGAIN_S = 2.0
 """Between attempts to list everything, while the definitions are not there or the API server is away."""
+NAMESPACES_S = 30.0
+"""Between looks whether the namespaces are still there: sooner than a watch asks for its rights again."""
 CANCEL_AGAIN_S = 3.0
 """A cancellation may get lost; it is repeated."""
-IDENTITY = "kubernetes"
-"""How a cluster signs when nobody named it and its uid may not be read."""
 
 
 class Operator:
@@ -124,6 +124,7 @@ class Operator:
             self._whole = True
             tasks = [
                 spawn(self._relist(), name="relist"),
+                spawn(self._check_namespaces(), name="namespaces"),
                 # Last: kopf ends what was begun after it. Its signal handlers give way to ours.
                 spawn(self._watcher.run(self._login, self._catch_signals), name="watch"),
             ]
@@ -146,32 +147,16 @@ class Operator:
             self.kube,
             self.cache,
             self.controller.workshop,
-            self._settings.cluster or await self._uid(),
+            await identity.of_cluster(self.kube, self._runtime, self._settings),
             self.controller.call,
         )
-
-    async def _uid(self) -> str:
-        """This cluster's own name: nothing else in it keeps its uid for as long as the cluster lives."""
-        while True:
-            try:
-                found = await self.kube.get(NAMESPACE, None, "kube-system")
-            except Denied as error:
-                logger.info(
-                    "set LAKEHOUSE_OPERATOR_CLUSTER: the cluster's own uid may not be read. error=%s", error
-                )
-                return IDENTITY
-            except LakehouseError as error:
-                logger.warning("cannot ask who this cluster is: trying again. error=%s", error)
-                await self._runtime.sleep(LIST_AGAIN_S)
-            else:
-                return str(found["metadata"]["uid"]) if found else IDENTITY
 
     async def _list(self) -> None:
         """Fill the cache, however long the definitions or the API server take to be there."""
         told = ""
         while True:
             try:
-                await self._watcher.list_all()
+                self._watcher.lost = await self._watcher.list_all()
             except LakehouseError as error:
                 if error.message != told:
                     logger.warning("cannot list what is there: trying again. error=%s", error)
@@ -187,6 +172,17 @@ class Operator:
                 await self._watcher.list_all()
             except LakehouseError as error:
                 logger.warning("cannot list what is there: later. error=%s", error)
+
+    async def _check_namespaces(self) -> None:
+        while len(self._settings.namespaces) > 1:
+            await self._runtime.sleep(NAMESPACES_S)
+            try:
+                await self._watcher.check_namespaces()
+            except NamespacesChanged:
+                raise
+            except LakehouseError as error:
+                logger.warning("cannot look at namespaces: later. error=%s", error)
+        await asyncio.Event().wait()
 
     # ----------------------------------------------------------------- health
 
@@ -219,8 +215,14 @@ def run(domain: Callable[[Parts], Domain]) -> int:
         return 2
     logs.set_up(settings.log_format, settings.log_level)
     try:
-        asyncio.run(Operator(settings, domain=domain).run())
+        login()  # nobody who has no credentials now gets them by waiting
+        while True:
+            try:
+                asyncio.run(Operator(settings, domain=domain).run())
+            except NamespacesChanged as change:
+                logger.info("beginning anew: %s", change)
+            else:
+                return 0
     except (LakehouseError, OSError) as error:
         logger.error("ending: %s", error)
         return 1
-    return 0

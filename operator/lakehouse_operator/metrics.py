@@ -101,8 +101,8 @@ class _Resources(Collector):
         )
         condition = GaugeMetricFamily(
             f"{PREFIX}_condition",
-            "1 for the status that a condition has: True, False or Unknown.",
-            labels=["kind", "namespace", "name", "type", "status"],
+            "1 for the status and the reason that a condition has.",
+            labels=["kind", "namespace", "name", "type", "status", "reason"],
         )
         for kind in kinds.KINDS:
             counts: dict[str, int] = {}
@@ -112,7 +112,8 @@ class _Resources(Collector):
                 if (body["metadata"].get("annotations") or {}).get(PAUSE_ANNOTATION) == "true":
                     paused.add_metric([kind, namespace, name], 1)
                 for one in (body.get("status") or {}).get("conditions") or ():
-                    condition.add_metric([kind, namespace, name, one["type"], one["status"]], 1)
+                    told = [one["type"], one["status"], one.get("reason", "")]
+                    condition.add_metric([kind, namespace, name, *told], 1)
             for namespace, count in counts.items():
                 there.add_metric([kind, namespace], count)
         yield from (there, paused, condition, *self._snapshots())

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lakehouse.control import index_snapshot
+from lakehouse.control import conditions, index_snapshot
+from lakehouse.control.conditions import ConditionType
 from lakehouse.control.kinds import (
     INDEX_SNAPSHOT,
     VECTOR_INDEX,
@@ -29,16 +30,18 @@ from lakehouse.control.state import (
     ObservedIndexSnapshot,
     RefreshResult,
     Resource,
+    Running,
     SnapshotState,
     StoreState,
 )
 from lakehouse.core.errors import Corrupt, Invalid, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.store.base import ObjectStore
-from lakehouse_operator import jobs, looks, names, resources, rollout, snapshots, versions
+from lakehouse_operator import finalizers, jobs, looks, names, resources, rollout, snapshots, versions
 from lakehouse_operator.cache import Key
 from lakehouse_operator.children import Children
 from lakehouse_operator.contents import Contents
+from lakehouse_operator.job_events import JobEvents
 from lakehouse_operator.jobs import Ledger
 from lakehouse_operator.kube import DEPLOYMENT, JOB, POD, Body
 from lakehouse_operator.lines import Lines
@@ -60,6 +63,8 @@ class _Times:
     """What only this process remembers."""
 
     pending_since: dict[Key, datetime] = field(default_factory=dict)
+    counted: set[Key] = field(default_factory=set)
+    """Indexes whose items this process has seen counted."""
     renewed: dict[tuple[str, str, int], float] = field(default_factory=dict)
     """When a pod of a namespace was told of a record, on the monotonic clock."""
 
@@ -79,6 +84,7 @@ class Observer:
         self.lines = Lines(parts)
         self._contents = Contents(parts, buckets, pods, self.records)
         self._times = _Times()
+        self._work = JobEvents(parts)
         self._release = resources.release(parts.settings)
 
     async def observe(self, key: Key, resource: Resource[Any]) -> Any:
@@ -92,6 +98,7 @@ class Observer:
     def forget(self, key: Key) -> None:
         """A resource is gone."""
         self._times.pending_since.pop(key, None)
+        self._times.counted.discard(key)
 
     # ---------------------------------------------------------------- indexes
 
@@ -111,11 +118,14 @@ class Observer:
         wanted = self._wanted(resource, stored.state, life, identity, deployments, suspended=suspended)
         hold = rollout.waits_for((namespace, name), self._parts.cache.resources(DEPLOYMENT), self._release)
         taken = "" if wanted is None else await self._children.taken(resource, wanted)
-        found = looks.served(record, pods, spec.shards, spec.hnsw.ef_search)
-        done = self.ledger(resource)
+        counts = record
+        if counts is None and not stored.state.reachable:
+            counts = looks.remembered(resource.status, spec.shards)
+        found = looks.served(counts, pods, spec.shards, spec.hnsw.ef_search)
+        done = await self._work.told(self.ledger(resource))
         failures = self._failures(key, done)
         self._memory.looks[namespace, name] = Look(record, tuple(pods), wanted, bool(hold), failures)
-        running = done.running.running if done.running is not None else self._parts.workshop.running(key)
+        running = self._running(key, resource, done)
         return ObservedIndex(
             identity=identity,
             store=stored.state,
@@ -135,7 +145,7 @@ class Observer:
             source=stored.source,
             target=stored.target,
             last_drain=self._parts.workshop.drains.get(key),
-            pending_since=self._pending(key, found.items),
+            pending_since=self._pending(key, resource, found.items),
             bootstrap=self._bootstrap(resource),
             snapshots=snapshots.of_index(self._parts.cache, namespace, name),
             name_taken=taken,
@@ -155,17 +165,33 @@ class Observer:
         entry = self._parts.cache.parsed((INDEX_SNAPSHOT, str(resource.meta.namespace), asked.name))
         if entry is None:
             return ObservedBootstrap(False)
-        complete = index_snapshot.state_of(entry.status) is SnapshotState.SUCCEEDED
-        return ObservedBootstrap(True, complete, uri=entry.status.get("uri", ""))
+        state = index_snapshot.state_of(entry.status)
+        told = conditions.find(entry.status, ConditionType.COMPLETE).get("message", "")
+        return ObservedBootstrap(
+            True,
+            state is SnapshotState.SUCCEEDED,
+            uri=entry.status.get("uri", ""),
+            detail=f"IndexSnapshot {asked.name} is not complete{f': {told}' if told else ''}",
+            failed=state is SnapshotState.FAILED,
+        )
 
-    def _pending(self, key: Key, items: int | None) -> datetime | None:
-        """Since when an index has held items, as far as this process saw."""
+    def _pending(self, key: Key, resource: Resource[VectorIndexSpec], items: int | None) -> datetime | None:
+        """Since when an index has held items.  Those that were there when this process began may have come at any time
+        since the last drain: waiting anew after each restart could last for ever."""
+        times = self._times
         if items is None:
-            return self._times.pending_since.get(key)
+            return times.pending_since.get(key)
+        known, now = key in times.counted, self._parts.runtime.now()
+        times.counted.add(key)
         if not items:
-            self._times.pending_since.pop(key, None)
+            times.pending_since.pop(key, None)
             return None
-        return self._times.pending_since.setdefault(key, self._parts.runtime.now())
+        if key not in times.pending_since:
+            drained = (resource.status.get("drain") or {}).get("lastTime")
+            times.pending_since[key] = (
+                now if known else conditions.moment(drained) or resource.meta.created_at
+            )
+        return times.pending_since[key]
 
     # ---------------------------------------------------- its objects and pods
 
@@ -232,6 +258,15 @@ class Observer:
         found = cache.children(JOB, namespace, labels)
         return jobs.ledger(found, cache.children(POD, namespace, labels) if found else (), meta.uid)
 
+    def _running(self, key: Key, resource: Resource[Any], done: Ledger) -> Running | None:
+        """What is under way; for a resource whose data is to go with it also what has been stopped and still ends."""
+        running = done.running.running if done.running is not None else self._parts.workshop.running(key)
+        if running is not None or not (resource.meta.deletion_requested and finalizers.wanted(resource)):
+            return running
+        label = names.INDEX_LABEL if resource.kind == VECTOR_INDEX else names.DATASET_LABEL
+        pods = self._parts.cache.children(POD, key[1], {label: key[2]})
+        return jobs.ending(pods)
+
     def _failures(self, key: Key, done: Ledger) -> tuple[Failure, ...]:
         """Of Jobs and of what this process did; of each act the newer, and none that a Job has since made good."""
         found: dict[Act, Failure] = {one.act: one for one in done.failures}
@@ -248,13 +283,13 @@ class Observer:
     async def dataset(self, key: Key, resource: Resource[DatasetSpec]) -> ObservedDataset:
         """Everything seen of a Dataset."""
         _, namespace, name = key
-        done = self.ledger(resource)
+        done = await self._work.told(self.ledger(resource))
         failures = self._failures(key, done)
         self._memory.looks[namespace, f"dataset/{name}"] = Look(failures=failures)
         always: dict[str, Any] = {
             "last_refresh": _newer(_refreshed(done), self._parts.workshop.refreshes.get(key)),
             "room": self.lines.may_begin(key),
-            "work": done.running.running if done.running is not None else self._parts.workshop.running(key),
+            "work": self._running(key, resource, done),
             "failures": failures,
         }
         leaving = resource.meta.deletion_requested

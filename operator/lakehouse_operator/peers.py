@@ -1,18 +1,21 @@
 """The key that the processes of one namespace show to each other, and the operator to them.
 
-One Secret per namespace, made once and never changed by us; pods take it from there, so it never travels.  What this
-module does not do: copy a Secret from one namespace to another.
+One Secret per namespace, made once and never changed by us; pods take it from there, so it never travels.  One that was
+deleted is made again, with the same key, as running pods still know that.  What this module does not do: copy a Secret
+from one namespace to another.
 """
 
 import base64
 import contextlib
 
-from lakehouse.core.errors import Invalid, NotFound
+from lakehouse.core.errors import Invalid, LakehouseError, NotFound
 from lakehouse.runtime import Runtime
 from lakehouse_operator import names
 from lakehouse_operator.kube import SECRET, Body, Exists, Kube
 
 KEY_BYTES = 32
+CHECK_S = 60.0
+"""Between looks whether the Secret of a namespace, or the namespace itself, is still there."""
 
 
 def secret(namespace: str, key: str) -> Body:
@@ -37,19 +40,33 @@ class Peers:
         self._kube = kube
         self._runtime = runtime
         self._keys: dict[str, str] = {}
+        self._seen_s: dict[str, float] = {}
+        """When the Secret of a namespace was last seen, on the monotonic clock."""
 
     async def ensure(self, namespace: str) -> None:
         """Make the Secret if it is missing.  Raises what the API server does."""
-        if namespace in self._keys:
+        now_s = self._runtime.monotonic()
+        if namespace in self._keys and now_s - self._seen_s.get(namespace, float("-inf")) < CHECK_S:
             return
+        before = self._keys.pop(namespace, "")
+        try:
+            await self._there(namespace, before or self._new())
+        except LakehouseError:
+            if before:
+                self._keys[namespace] = before
+            raise
+
+    async def _there(self, namespace: str, key: str) -> None:
         try:
             await self.key(namespace)
         except NotFound:
-            made = self._runtime.random().randbytes(KEY_BYTES)
-            body = secret(namespace, base64.urlsafe_b64encode(made).decode().rstrip("="))
             with contextlib.suppress(Exists):  # another was faster, or the answer to us was lost
-                await self._kube.create(body)
+                await self._kube.create(secret(namespace, key))
             await self.key(namespace)
+
+    def _new(self) -> str:
+        made = self._runtime.random().randbytes(KEY_BYTES)
+        return base64.urlsafe_b64encode(made).decode().rstrip("=")
 
     async def key(self, namespace: str) -> str:
         """The key.  Raises `NotFound`, and `Invalid` for a Secret without it."""
@@ -67,6 +84,7 @@ class Peers:
                 f"secret=`{namespace}/{names.PEER_KEY_SECRET}`"
             )
         self._keys[namespace] = key
+        self._seen_s[namespace] = self._runtime.monotonic()
         return key
 
     def refused(self, namespace: str) -> None:

@@ -30,6 +30,8 @@ STATE_S = 2.0
 """A pod that takes longer to say how it is serves nobody well."""
 CALL_S = 30.0
 CONNECTIONS_MAX = 64
+KEPT_MAX = 8
+"""Connections kept open: most pods are asked so seldom that one would only be in the way."""
 DETAIL_MAX = 500
 
 
@@ -98,7 +100,7 @@ class Pods:
         self._parts = parts
         self._peers = peers
         self._client = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=KEPT_MAX),
             trust_env=False,
         )
 

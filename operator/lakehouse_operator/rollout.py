@@ -68,6 +68,9 @@ def waits_for(mine: Index, deployments: Iterable[Mapping[str, Any]], release: st
 
     `deployments` are those of every index.
     """
+    deployments = list(deployments)
+    if all(release_of(one) == release for one in deployments):
+        return ""
     by_index: dict[Index, list[Mapping[str, Any]]] = defaultdict(list)
     for one in deployments:
         index = (one["metadata"].get("labels") or {}).get(names.INDEX_LABEL)

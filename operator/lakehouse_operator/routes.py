@@ -18,6 +18,8 @@ from lakehouse_operator.parts import Parts
 
 KEY = "routes.json"
 VERSION = 1
+CHECK_S = 30.0
+"""Somebody may have edited or deleted the table since it was written."""
 
 
 def table(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -70,14 +72,20 @@ class Routes:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._written: Body | None = None
+        self._written_s = 0.0
 
     async def write(self) -> None:
-        """Bring it in line with what the indexes' statuses say, if it is not.  Raises what the API server does."""
+        """Bring it in line with what the indexes' statuses say, if that is news or was not checked for a while.
+
+        Raises what the API server does, which writes nothing where nothing differs.
+        """
         settings = self._parts.settings
         if not settings.routes_configmap:
             return
         found = table(self._parts.cache.resources(VECTOR_INDEX, settings.namespace))
         body = config_map(settings.namespace, settings.routes_configmap, found)
-        if body != self._written:
-            await self._parts.kube.apply(body)
-            self._written = body
+        now_s = self._parts.runtime.monotonic()
+        if body == self._written and now_s - self._written_s < CHECK_S:
+            return
+        await self._parts.kube.apply(body)
+        self._written, self._written_s = body, now_s

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     default_s3_prefix: str | None = Field(
         default=None, description="For resources that name none. Default: the resource's namespace."
     )
+    default_s3_ca_bundle: str = Field(
+        default="",
+        description="PEM: what the default endpoint is checked against, for resources that name no endpoint.",
+    )
     default_credentials_secret: str = Field(
         default="",
         description="A Secret, in each resource's own namespace, with the credentials of the default bucket. "
@@ -79,8 +83,14 @@ class Settings(BaseSettings):
     keys: str = Field(default="", description="JSON list of hashed keys, handed to pods as LAKEHOUSE_KEYS.")
     cluster: str = Field(
         default="",
-        description="How this cluster signs what it owns in buckets. Default: the uid of the namespace kube-system, "
-        "or `kubernetes` where that may not be read.",
+        description="How this cluster signs what it owns in buckets. Default: what the ConfigMap says, which is made "
+        "at the first start with the uid of the namespace kube-system, or where that may not be read, of the "
+        "release's own.",
+    )
+    cluster_configmap: str = Field(
+        default="lakehouse-cluster",
+        min_length=1,
+        description="The ConfigMap, in the release's namespace, that keeps how this cluster signs.",
     )
     routes_configmap: str = Field(
         default="lakehouse-routes",

@@ -53,6 +53,8 @@ ATTEMPTS = 2
 """Looks that must fail before a bucket that was there counts as away: one may meet a connection that just ended."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TOKEN_KEY = "AWS_SESSION_TOKEN"
+SECRET_LOST = ("SecretNotFound", "SecretNotReadable")
+"""With a namespace go its Secrets, and the Role that let us read them, before what waits for us."""
 UNKNOWN = StoreState(None, "Pending", "the bucket has not been looked at yet")
 
 
@@ -127,8 +129,8 @@ class Buckets:
     ) -> tuple[ObjectStore | None, StoreState]:
         """The store that a resource's `spec.storage` says, if it can be used now, and whether it answers.
 
-        `user` is called when the answer turns.  With `last` (the resource is to go), a store whose Secret is gone is
-        used once more with the key that was in it, if it still answers.
+        `user` is called when the answer turns.  With `last` (the resource is to go), a store whose Secret is gone, or
+        may not be read any more, is used once more with the key that was in it, if it still answers.
         """
         try:
             wanted = target(namespace, storage, self._parts.settings)
@@ -138,7 +140,7 @@ class Buckets:
         if user is not None:
             self._used(user, wanted)
         await self._look(bucket, self._patience_s(bucket))
-        if last and bucket.state.reason == "SecretNotFound" and bucket.store is not None:
+        if last and bucket.state.reason in SECRET_LOST and bucket.store is not None:
             try:
                 await self._ask(bucket.store, proven=True)
             except LakehouseError:

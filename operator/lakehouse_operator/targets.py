@@ -67,5 +67,5 @@ def target(namespace: str, storage: Mapping[str, Any] | None, settings: Settings
         endpoint=s3.get("endpoint") or settings.default_s3_endpoint,
         region=s3.get("region") or settings.default_s3_region,
         secret=secret or ("" if own else settings.default_credentials_secret),
-        ca_bundle=s3.get("caBundle", ""),
+        ca_bundle=s3.get("caBundle") or ("" if own else settings.default_s3_ca_bundle),
     )

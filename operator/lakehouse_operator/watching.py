@@ -7,16 +7,20 @@ was down.  What this module does not do: decide anything about an event.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import kopf
 
+from lakehouse.core.errors import Denied, LakehouseError
 from lakehouse_operator.cache import MANAGED_BY, Cache, Key, key_of
-from lakehouse_operator.kube import CHILDREN, RESOURCES, Kind, Kube, Login
+from lakehouse_operator.kube import CHILDREN, JOB, RESOURCES, Kind, Kube, Login
 from lakehouse_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+IDENTITY: Any = "lakehouse-operator"
+"""For kopf's peering, which is off; else kopf looks its user up, and the user of an image has no entry."""
 
 SERVER_TIMEOUT_S = 300
 """A watch ends so often by itself: a load balancer that has forgotten it costs five minutes at most."""
@@ -31,6 +35,10 @@ SELECTOR = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
 Call = Callable[[Key], None]
 
 
+class NamespacesChanged(LakehouseError):
+    """Other namespaces may be watched than are: begin anew."""
+
+
 class Watcher:
     """Keeps a cache what the API server has, and calls the keys of those concerned."""
 
@@ -39,17 +47,59 @@ class Watcher:
         self._kube = kube
         self._cache = cache
         self._call = call
+        self.lost: Set[str] = frozenset()
+        """Namespaces that are not watched, as they may not be: they were deleted, and our Role with them."""
 
     # ---------------------------------------------------------------- listing
 
-    async def list_all(self) -> None:
-        """Bring the cache in line with a list of everything.  Raises what `Kube.list` raises."""
+    async def list_all(self) -> frozenset[str]:
+        """Bring the cache in line with a list of everything; the namespaces where that is not allowed.
+
+        Raises what `Kube.list` raises, and `Denied` when it is allowed in none.
+        """
+        namespaces, lost = self._settings.namespaces or (None,), set()
+        for namespace in namespaces:
+            try:
+                await self._list(namespace)
+            except Denied as error:
+                lost.add(namespace)
+                if len(lost) == len(namespaces):
+                    raise
+                if namespace not in self.lost:
+                    logger.warning("a namespace may not be listed. namespace=%s error=%s", namespace, error)
+        return frozenset(one for one in lost if one is not None)
+
+    async def _list(self, namespace: str | None) -> None:
         for kind in (*RESOURCES, *CHILDREN):
-            for namespace in self._settings.namespaces or (None,):
-                labels = None if kind in RESOURCES else MANAGED_BY
-                known = {key for key in self._cache.keys((kind,)) if namespace in (None, key[1])}
-                listed = await self._kube.list(kind, namespace, labels)
-                self._seen(kind, known, listed)
+            labels = None if kind in RESOURCES else MANAGED_BY
+            known = {key for key in self._cache.keys((kind,)) if namespace in (None, key[1])}
+            listed = await self._kube.list(kind, namespace, labels)
+            self._seen(kind, known, listed)
+
+    async def check_namespaces(self) -> None:
+        """Find out whether a namespace has gone, with our Role there, or has come.
+
+        One that still has resources that may be listed is kept: who knows their buckets may yet clean up.  Raises
+        `NamespacesChanged`, and what `Kube.list` raises.
+        """
+        for namespace in self._settings.namespaces:
+            try:
+                await self._kube.list(JOB, namespace, MANAGED_BY)
+            except Denied:
+                if namespace in self.lost or await self._has_resources(namespace):
+                    continue
+                raise NamespacesChanged(f"a namespace may not be watched any more: {namespace}") from None
+            if namespace in self.lost:
+                raise NamespacesChanged(f"a namespace may be watched now: {namespace}")
+
+    async def _has_resources(self, namespace: str) -> bool:
+        try:
+            for kind in RESOURCES:
+                known = {key for key in self._cache.keys((kind,)) if key[1] == namespace}
+                self._seen(kind, known, await self._kube.list(kind, namespace))
+        except Denied:
+            return False
+        return any(key[1] == namespace for key in self._cache.keys(RESOURCES))
 
     def _seen(self, kind: Kind, known: Iterable[Key], listed: Iterable[dict[str, Any]]) -> None:
         there = set()
@@ -109,8 +159,9 @@ class Watcher:
             registry=registry,
             settings=configuration(),
             standalone=True,
+            identity=IDENTITY,
             clusterwide=self._settings.clusterwide,
-            namespaces=self._settings.namespaces,
+            namespaces=[one for one in self._settings.namespaces if one not in self.lost],
         )
         begun()
         await kopf.run_tasks(tasks, ignored=others)

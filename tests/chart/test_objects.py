@@ -161,6 +161,10 @@ def _references(spec: Body) -> list[tuple[str, str]]:
     for container in spec["containers"]:
         sources = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if "secretKeyRef" in str(one)]
         sources += [one["secretRef"] for one in container.get("envFrom", ())]
+        maps = [
+            one["valueFrom"]["configMapKeyRef"] for one in container["env"] if "configMapKeyRef" in str(one)
+        ]
+        found += [("ConfigMap", source["name"]) for source in maps]
         found += [("Secret", source["name"]) for source in sources]
     return found
 
@@ -219,6 +223,29 @@ def test_the_operator_reads_what_the_chart_says(monkeypatch: pytest.MonkeyPatch)
     assert settings.pod_defaults == {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}}}
     assert (settings.routes_configmap, settings.lease_name) == ("vectors-routes", "vectors-operator")
     assert settings.log_level == "WARNING"
+
+
+def test_who_reaches_the_store_checks_it_against_the_certificates_that_were_given() -> None:
+    bodies = objects(*values("cluster"))
+    assert of_kind(bodies, "ConfigMap")["lake-ca"]["data"]["ca.crt"].startswith(
+        "-----BEGIN CERTIFICATE-----\n"
+    )
+    for name, body in of_kind(bodies, "Deployment").items():
+        template = body["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        given = {one["name"]: one for one in container["env"]}
+        mounts = [one["mountPath"] for one in container["volumeMounts"]]
+        reaches = name.endswith(("-pool", "-query"))
+        assert ("AWS_CA_BUNDLE" in given, "/etc/lakehouse/ca" in mounts) == (reaches, reaches), name
+        asked = "LAKEHOUSE_OPERATOR_DEFAULT_S3_CA_BUNDLE" in given
+        assert asked == name.endswith("-operator"), name
+        stamped = "lakehouse.agentview.dev/ca" in template["metadata"]["annotations"]
+        assert stamped == (reaches or asked), name
+
+
+def test_a_cluster_is_called_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = operator_settings(monkeypatch, "cluster")
+    assert (settings.cluster, settings.cluster_configmap) == ("north-1", "lake-cluster")
 
 
 def test_the_operator_keeps_the_namespaces_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,18 @@ def test_conditions_that_are_watched_exist() -> None:
     assert {"Ready", "StorageReachable", "SnapshotCurrent", "DrainCurrent", "Fresh"} <= watched
 
 
+def test_a_suspended_index_is_no_alarm_and_another_reason_is_the_same_alarm() -> None:
+    watching = [
+        (who, query) for who, query in expressions() if who.startswith("Lakehouse") and "_condition" in query
+    ]
+    assert len(watching) >= 9
+    for who, query in watching:
+        assert query.startswith("max by ("), who
+        assert "reason" not in query.partition(")")[0], who
+        if 'type="Ready"' in query or 'type="UpToDate"' in query:
+            assert 'reason!="Suspended"' in query, who
+
+
 def test_routes_that_are_watched_exist() -> None:
     from lakehouse.server.routes import ROUTES
 

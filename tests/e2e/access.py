@@ -243,7 +243,7 @@ def _forwarded(engine: Engine, namespace: str, target: str, port: int) -> Iterat
 
 def _end(process: "subprocess.Popen[str]") -> None:
     process.terminate()
-    process.wait(timeout=10)
+    process.communicate(timeout=10)
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

@@ -1,5 +1,6 @@
 """What the API server refuses by the CRDs alone: each rule tried, with the sentence that a person then reads."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,14 +63,16 @@ def test_a_wrong_resource_is_refused_with_a_sentence(lakehouse: Release, body: B
 
 
 @pytest.fixture(scope="module")
-def kept(lakehouse: Release) -> Release:
-    """One of each kind, to be changed; suspended, so that nothing runs for it."""
+def kept(lakehouse: Release) -> Iterator[Release]:
+    """One of each kind, to be changed; paused, so that nothing runs for it."""
     bodies = {f"{body['kind']}": body for _, body, _, _ in CHANGES}
     paused = {"lakehouse.agentview.dev/pause-reconciliation": "true"}
     lakehouse.apply(
         *(body | {"metadata": body["metadata"] | {"annotations": paused}} for body in bodies.values())
     )
-    return lakehouse
+    yield lakehouse
+    for body in bodies.values():
+        lakehouse.cluster.delete(body["kind"], lakehouse.namespace, "kept")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ STORES: list[tuple[str, Body, str, str, str]] = [
     (
         "no-secret",
         {"credentialsSecretRef": {"name": "nowhere"}},
-        "Accepted",
+        "StorageReachable",
         "SecretNotFound",
         "nowhere",
     ),
@@ -110,7 +110,7 @@ def test_a_wrong_store_is_named(lakehouse: Release, case: tuple[str, Body, str, 
 def test_a_secret_that_comes_later_is_noticed(lakehouse: Release) -> None:
     cluster, namespace = lakehouse.cluster, lakehouse.namespace
     lakehouse.apply(vector_index("later", storage={"credentialsSecretRef": {"name": "late"}}))
-    cluster.wait_for_condition("VectorIndex", namespace, "later", "Accepted", status="False")
+    cluster.wait_for_condition("VectorIndex", namespace, "later", "StorageReachable", status="False")
     cluster.apply(lakehouse.store.secret(namespace, "late"))
     lakehouse.ready("later", seconds=180)
     cluster.delete("VectorIndex", namespace, "later")

@@ -28,6 +28,8 @@ spec:
 REFRESHES = 20
 ROWS = 60
 K = 40
+PAUSE_S = 0.005
+"""Between two queries of a reader: many fall on each version, and the builds get the machine meanwhile."""
 
 
 def publish(lake: LiveLake, marker: int) -> None:
@@ -42,7 +44,7 @@ def publish(lake: LiveLake, marker: int) -> None:
 
 
 class Reader(threading.Thread):
-    """Queries all the time, and keeps what must not have been seen."""
+    """Queries again and again, and keeps what must not have been seen."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -53,7 +55,7 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60) as http:
-            while not self.ended.is_set():
+            while not self.ended.wait(PAUSE_S):
                 self._look(http)
 
     def _look(self, http: httpx.Client) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from lakehouse.cli import yaml_files
 from live_lake import LiveLake
-from live_server import command_line, environment, free_port, serving
+from live_server import command_line, environment, serving
+from ports import free_port
 
 DATASET = """
 apiVersion: lakehouse.agentview.dev/v1alpha1
@@ -318,7 +319,7 @@ def test_serve_keeps_no_resources_and_says_who_does(tmp_path: Path) -> None:
     import httpx
 
     with serving("memory:", tmp_path / "log") as server:
-        answer = httpx.get(f"{server.url}/v1/resources")
+        answer = httpx.get(f"{server.url}/v1/resources", timeout=60)
     assert answer.status_code == 404
     assert "lakehouse up" in answer.json()["detail"]
 

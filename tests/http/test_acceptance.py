@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from live_server import LiveServer, free_port, port_is_free
+from live_server import LiveServer, port_is_free
+from ports import free_port
 
 GATEWAY, STORAGE, VECTORS = 3110, 3211, 3215
 PORTS_LOCK = Path(tempfile.gettempdir()) / "lakehouse-acceptance-ports.lock"
@@ -161,11 +162,11 @@ def test_an_index_outlives_kill_and_a_dropped_one_stays_dropped(system: System, 
 
 def test_the_old_direct_ports_answer_without_the_version_prefix(system: System) -> None:
     vectors_url = system.vectors.url
-    created = httpx.post(f"{vectors_url}/vectors/index", json={"name": "direct", "dimension": 2})
+    created = httpx.post(f"{vectors_url}/vectors/index", json={"name": "direct", "dimension": 2}, timeout=60)
     assert created.status_code == 201
     storage_url = next(s.url for s in system.servers if s.port == STORAGE or len(system.servers) == 1)
-    assert httpx.put(f"{storage_url}/storage/put/a/b%2Fc", content=b"bytes").status_code == 200
-    assert httpx.get(f"{storage_url}/storage/get/a/b%2Fc").content == b"bytes"
+    assert httpx.put(f"{storage_url}/storage/put/a/b%2Fc", content=b"bytes", timeout=60).status_code == 200
+    assert httpx.get(f"{storage_url}/storage/get/a/b%2Fc", timeout=60).content == b"bytes"
     for server in system.servers:
         for path in ("/health", "/livez", "/readyz", "/metrics"):
-            assert httpx.get(f"{server.url}{path}").status_code == 200, (server.port, path)
+            assert httpx.get(f"{server.url}{path}", timeout=60).status_code == 200, (server.port, path)

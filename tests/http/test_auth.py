@@ -99,7 +99,7 @@ def test_a_query_belongs_to_the_key_that_started_it(guarded: LiveServer) -> None
 def test_without_a_valid_key_the_answer_is_401_with_a_challenge(
     guarded: LiveServer, headers: dict[str, str]
 ) -> None:
-    answer = httpx.get(f"{guarded.url}/v1/vectors/index", headers=headers)
+    answer = httpx.get(f"{guarded.url}/v1/vectors/index", headers=headers, timeout=60)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.json()["status"] == 401
@@ -107,7 +107,7 @@ def test_without_a_valid_key_the_answer_is_401_with_a_challenge(
 
 def test_several_keys_of_one_right_are_live_at_once(guarded: LiveServer) -> None:
     for key in (KEYS[Right.ADMIN][0], OLD_ADMIN[0]):
-        assert httpx.get(f"{guarded.url}/metrics", headers=bearer(key)).status_code == 200
+        assert httpx.get(f"{guarded.url}/metrics", headers=bearer(key), timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("prefix", ["_vectors", "_catalog", "_resources"])
@@ -115,9 +115,9 @@ def test_reserved_prefixes_are_read_by_all_and_written_by_admins(guarded: LiveSe
     url = f"{guarded.url}/v1/storage"
     statuses = {}
     for right, (key, _) in KEYS.items():
-        put = httpx.put(f"{url}/put/{prefix}/x-{right}", content=b"x", headers=bearer(key))
-        got = httpx.get(f"{url}/get/{prefix}/x-{right}", headers=bearer(key))
-        deleted = httpx.delete(f"{url}/delete/{prefix}/x-{right}", headers=bearer(key))
+        put = httpx.put(f"{url}/put/{prefix}/x-{right}", content=b"x", headers=bearer(key), timeout=60)
+        got = httpx.get(f"{url}/get/{prefix}/x-{right}", headers=bearer(key), timeout=60)
+        deleted = httpx.delete(f"{url}/delete/{prefix}/x-{right}", headers=bearer(key), timeout=60)
         statuses[right] = (put.status_code, got.status_code, deleted.status_code)
     assert statuses == {
         Right.READ: (403, 404, 403),
@@ -125,11 +125,13 @@ def test_reserved_prefixes_are_read_by_all_and_written_by_admins(guarded: LiveSe
         Right.ADMIN: (200, 200, 204),
     }
     write = bearer(KEYS[Right.WRITE][0])
-    assert httpx.put(f"{url}/put/{prefix}-not/x", content=b"x", headers=write).status_code == 200
+    assert httpx.put(f"{url}/put/{prefix}-not/x", content=b"x", headers=write, timeout=60).status_code == 200
 
 
 def test_a_refused_write_changes_nothing(guarded: LiveServer) -> None:
     read, admin = (bearer(KEYS[right][0]) for right in (Right.READ, Right.ADMIN))
     body = {"name": "refused", "dimension": 2}
-    assert httpx.post(f"{guarded.url}/v1/vectors/index", json=body, headers=read).status_code == 403
-    assert httpx.get(f"{guarded.url}/v1/vectors/index/refused", headers=admin).status_code == 404
+    assert (
+        httpx.post(f"{guarded.url}/v1/vectors/index", json=body, headers=read, timeout=60).status_code == 403
+    )
+    assert httpx.get(f"{guarded.url}/v1/vectors/index/refused", headers=admin, timeout=60).status_code == 404

@@ -12,7 +12,8 @@ import pytest
 from lakehouse.cli import snapshots
 from lakehouse.cli.output import Exit
 from lakehouse.client import Client
-from live_server import ROOT, LiveServer, command_line, environment, free_port, serving
+from live_server import ROOT, LiveServer, command_line, environment, serving
+from ports import free_port
 
 PACKAGES = ROOT / "examples" / "debian-packages.parquet"
 ROWS = 5_115

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from live_server import ROOT, environment, free_port, port_is_free
+from live_server import ROOT, environment, port_is_free
+from ports import free_port
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -42,7 +43,7 @@ def test_the_demo_leaves_a_server_up_runs_again_over_it_and_stops_it(tmp_path: P
         )
         assert re.search(r"vectorindex/packages-restored\s+True\s+\S+\s+1\s+5115", first)
         assert (folder / "packages-v2.lhv1").stat().st_size > 0
-        answer = httpx.get(f"http://127.0.0.1:{port}/v1/vectors/index/packages").json()
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/vectors/index/packages", timeout=60).json()
         assert answer["length"] == 5_115
     finally:
         again = demo(folder, port, "--stop")

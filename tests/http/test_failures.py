@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from live_server import START_S_MAX, LiveServer, command_line, environment, free_port, serving
+from live_server import START_S_MAX, LiveServer, command_line, environment, serving
 from minio_server import MinioServer
+from ports import free_port
 from world import World
 
 DIMENSION = 4

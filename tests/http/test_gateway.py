@@ -11,11 +11,14 @@ import pytest
 
 from lakehouse.server.auth import new_key
 from lakehouse.settings import PROXIED_ROLES, Role
-from live_server import LiveServer, free_port
+from live_server import LiveServer
+from ports import free_port
 
 KEY, KEY_SHA256 = new_key()
 KEYS = orjson.dumps([{"name": "tests", "right": "admin", "sha256": KEY_SHA256}]).decode()
 CSV = b'id,price,embedding\na,1.5,"[1, 0]"\nb,20,"[0, 1]"\nc,30,"[1, 1]"\n'
+
+pytestmark = pytest.mark.xdist_group("roles")
 
 
 class Deployment:
@@ -175,7 +178,7 @@ def test_limits_and_missing_routes_are_problems_at_the_gateway_too(
     assert through.get("/vectors/nothing").status_code == 404
     assert through.patch("/vectors/index").status_code == 405
     assert through.post("/sql", json={}).status_code == 400
-    assert httpx.get(f"{deployment.gateway.url}/vectors/index").status_code == 404
+    assert httpx.get(f"{deployment.gateway.url}/vectors/index", timeout=60).status_code == 404
 
 
 def test_a_role_that_is_down_is_503_and_nothing_happened(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_a_role_that_is_down_is_503_and_nothing_happened(tmp_path: Path) -> None
     }
     with LiveServer("memory:", tmp_path / "log", args=["--roles", "gateway"], env=urls) as server:
         server.start()
-        answer = httpx.post(f"{server.url}/v1/vectors/index", json={"name": "g", "dimension": 2})
+        answer = httpx.post(f"{server.url}/v1/vectors/index", json={"name": "g", "dimension": 2}, timeout=60)
         assert (answer.status_code, answer.json()["outcome"]) == (503, "not_committed")
         assert answer.headers["retry-after"] == "1"
-        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert httpx.get(f"{server.url}/livez", timeout=60).status_code == 200

@@ -17,7 +17,7 @@ from lakehouse.server.config_map import ServiceAccount
 from lakehouse.server.routing_watch import Routes
 
 WHERE = "configmap:shop/lakehouse-routes"
-SEEN_S_MAX = 30.0
+SEEN_S_MAX = 120.0
 
 
 def table(**ready: bool) -> str:

@@ -25,7 +25,7 @@ from lakehouse.server.gateway import REPLAYED_BYTES_MAX, Gateway
 from lakehouse.server.http import BodyBudget, Request, StreamedResponse
 from lakehouse.server.routes import ROUTES
 from lakehouse.settings import PROXIED_ROLES
-from live_server import free_port
+from ports import free_port
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CUT = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok"

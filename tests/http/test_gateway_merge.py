@@ -14,7 +14,7 @@ from live_server import LiveServer
 from minio_server import MinioServer
 from pods.pods import DIMENSION, PEER_KEY, PodSet, pool
 
-pytestmark = [pytest.mark.minio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.minio, pytest.mark.timeout(240), pytest.mark.xdist_group("merging")]
 KEY, KEY_SHA256 = new_key()
 KEYS = orjson.dumps([{"name": "tests", "right": "write", "sha256": KEY_SHA256}]).decode()
 

@@ -25,7 +25,7 @@ def test_an_open_address_starts_with_keys_or_with_insecure(tmp_path: Path) -> No
     keys = f'[{{"name": "k", "right": "read", "sha256": "{digest}"}}]'
     for args, env in ((["--insecure"], {}), ([], {"LAKEHOUSE_KEYS": keys})):
         with serving("memory:", tmp_path / "log", args=["--host", "0.0.0.0", *args], env=env) as server:
-            assert httpx.get(f"{server.url}/health").status_code == 200
+            assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_a_gateway_needs_a_whole_address_of_every_role(tmp_path: Path) -> None:
@@ -46,12 +46,15 @@ def test_roles_share_a_directory_and_answer_only_for_themselves(tmp_path: Path) 
     with storage, vectors:
         storage.start()
         vectors.start()
-        assert httpx.put(f"{storage.url}/storage/put/x", content=b"x").status_code == 200
-        assert httpx.get(f"{storage.url}/v1/storage/get/x").content == b"x"
-        assert httpx.get(f"{storage.url}/v1/vectors/index").status_code == 404
-        assert httpx.get(f"{vectors.url}/v1/storage/get/x").status_code == 404
+        assert httpx.put(f"{storage.url}/storage/put/x", content=b"x", timeout=60).status_code == 200
+        assert httpx.get(f"{storage.url}/v1/storage/get/x", timeout=60).content == b"x"
+        assert httpx.get(f"{storage.url}/v1/vectors/index", timeout=60).status_code == 404
+        assert httpx.get(f"{vectors.url}/v1/storage/get/x", timeout=60).status_code == 404
         assert (
-            httpx.post(f"{vectors.url}/vectors/index", json={"name": "x", "dimension": 2}).status_code == 201
+            httpx.post(
+                f"{vectors.url}/vectors/index", json={"name": "x", "dimension": 2}, timeout=60
+            ).status_code
+            == 201
         )
-        assert httpx.get(f"{storage.url}/v1/storage/list?prefix=_vectors/x").json()["objects"]
+        assert httpx.get(f"{storage.url}/v1/storage/list?prefix=_vectors/x", timeout=60).json()["objects"]
         assert "data" in refused(tmp_path, "--data", data, "--roles", "vectors", "--port", "0")

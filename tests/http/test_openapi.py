@@ -29,7 +29,7 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 def driven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     home: Path = tmp_path_factory.mktemp("driven")
     with serving("memory:", home / "log", env={"LAKEHOUSE_KEYS": KEYS}) as server:
-        with httpx.Client(base_url=f"{server.url}/v1/vectors", headers=HEADERS) as client:
+        with httpx.Client(base_url=f"{server.url}/v1/vectors", headers=HEADERS, timeout=60) as client:
             for name in (KNOWN, "other"):
                 body = {"name": name, "dimension": 1, "distance": "dot"}
                 assert client.post("/index", json=body).status_code == 201

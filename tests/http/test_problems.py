@@ -27,7 +27,7 @@ from live_server import LiveServer
     ],
 )
 def test_an_error_is_a_problem(server: LiveServer, method: str, path: str, status: int) -> None:
-    answer = httpx.request(method, f"{server.url}{path}", headers={"x-request-id": "mine-1"})
+    answer = httpx.request(method, f"{server.url}{path}", headers={"x-request-id": "mine-1"}, timeout=60)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"] == "mine-1"
@@ -41,16 +41,18 @@ def test_an_error_is_a_problem(server: LiveServer, method: str, path: str, statu
 
 
 def test_allow_names_the_methods_of_the_path(server: LiveServer) -> None:
-    assert httpx.put(f"{server.url}/v1/vectors/index").headers["allow"] == "GET, POST"
-    assert httpx.put(f"{server.url}/v1/vectors/index/x").headers["allow"] == "DELETE, GET"
+    assert httpx.put(f"{server.url}/v1/vectors/index", timeout=60).headers["allow"] == "GET, POST"
+    assert httpx.put(f"{server.url}/v1/vectors/index/x", timeout=60).headers["allow"] == "DELETE, GET"
 
 
 def test_request_ids_are_made_up_when_absent_or_unusable(server: LiveServer) -> None:
-    made = httpx.get(f"{server.url}/health").headers["x-request-id"]
+    made = httpx.get(f"{server.url}/health", timeout=60).headers["x-request-id"]
     assert made
-    assert httpx.get(f"{server.url}/health").headers["x-request-id"] != made
+    assert httpx.get(f"{server.url}/health", timeout=60).headers["x-request-id"] != made
     for given in ("two words", "x" * 129, "\u00e9"):
-        answer = httpx.get(f"{server.url}/health", headers=[(b"x-request-id", given.encode("latin-1"))])
+        answer = httpx.get(
+            f"{server.url}/health", headers=[(b"x-request-id", given.encode("latin-1"))], timeout=60
+        )
         assert answer.headers["x-request-id"] not in ("", given)
 
 
@@ -58,23 +60,25 @@ def test_a_request_that_is_no_http_is_refused_and_the_server_lives(server: LiveS
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"\x16\x03\x01 not http\r\n\r\n")
         assert connection.recv(64).startswith(b"HTTP/1.1 400")
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx.get(f"{server.url}/livez", timeout=60).status_code == 200
 
 
 def test_routes_answer_without_the_version_too(server: LiveServer, index: str) -> None:
     for path in (index, "/vectors/index", "/storage/list", "/catalog/list"):
-        bare, versioned = (httpx.get(f"{server.url}{prefix}{path}").json() for prefix in ("", "/v1"))
+        bare, versioned = (
+            httpx.get(f"{server.url}{prefix}{path}", timeout=60).json() for prefix in ("", "/v1")
+        )
         assert bare == versioned
 
 
 def test_health_readiness_and_metrics_answer(server: LiveServer, index: str) -> None:
-    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
-    assert httpx.get(f"{server.url}/livez").json() == {"status": "ok"}
-    ready = httpx.get(f"{server.url}/readyz")
+    assert httpx.get(f"{server.url}/health", timeout=60).json()["status"] == "ok"
+    assert httpx.get(f"{server.url}/livez", timeout=60).json() == {"status": "ok"}
+    ready = httpx.get(f"{server.url}/readyz", timeout=60)
     checks = ready.json()["checks"]
     assert (ready.status_code, checks["indexes"], checks["store"]) == (200, "ok", "ok")
     assert checks["sql"] in ("starting", "ok")
-    metrics = httpx.get(f"{server.url}/metrics")
+    metrics = httpx.get(f"{server.url}/metrics", timeout=60)
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
     name = index.rpartition("/")[2]
     for line in (

@@ -12,7 +12,8 @@ import pytest
 
 from kube_api_server import BIN, KubeApiServer
 from lakehouse.server.auth import new_key
-from live_server import LiveServer, command_line, environment, free_port
+from live_server import LiveServer, command_line, environment
+from ports import free_port
 
 KEY, KEY_SHA256 = new_key()
 KEYS = orjson.dumps([{"name": "tests", "right": "read", "sha256": KEY_SHA256}]).decode()
@@ -99,7 +100,7 @@ def test_nobody_there_no_file_and_a_clear_word(tmp_path: Path) -> None:
 def test_what_is_there_is_not_overwritten(server: Up, tmp_path: Path) -> None:
     (tmp_path / "r.tar.gz").write_text("mine")
     with server.start():
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
         done = report(tmp_path, "--url", server.url, "-o", "r.tar.gz")
     assert done.returncode == 4
     assert (tmp_path / "r.tar.gz").read_text() == "mine"

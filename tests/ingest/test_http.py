@@ -21,6 +21,8 @@ T = TypeVar("T")
 CSV = b"id,name\n1,a\n2,b\n"
 RAGGED = b"id,name\n1,a\n2\n3,c,d\n4,e\n"
 
+pytestmark = pytest.mark.xdist_group("ingest over http")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
@@ -253,7 +255,7 @@ def test_nothing_is_left_in_scratch(client: httpx.Client, server: LiveServer) ->
 
 
 def test_every_parameter_is_described(client: httpx.Client, server: LiveServer) -> None:
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
     described = {each["name"] for each in document["paths"]["/v1/ingest"]["post"]["parameters"]}
     assert described == PARAMETERS | OPTIONS
 

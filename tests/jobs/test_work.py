@@ -307,12 +307,12 @@ def test_a_process_per_shard_builds_an_index_and_the_last_begins_it(bucket: Buck
     assert bucket.record("products") == record
     with bucket.serving() as server:
         server.start()
-        described = httpx.get(f"{server.url}/v1/vectors/index/products").json()
+        described = httpx.get(f"{server.url}/v1/vectors/index/products", timeout=60).json()
         assert described["length"] == ROWS
         vectors = products()["embedding"].to_pylist()
         for n in (0, 123, ROWS - 1):
             assert searched(server, "products", vectors[n])[0] == f"p{n}"
-        item = httpx.get(f"{server.url}/v1/vectors/index/products/items/p7").json()
+        item = httpx.get(f"{server.url}/v1/vectors/index/products/items/p7", timeout=60).json()
         assert item["metadata"] == {"price": 7}
 
 
@@ -348,7 +348,7 @@ def test_a_build_replaces_what_lives_and_keeps_it_until_then(bucket: Bucket) -> 
         assert record.origin == origin
     with bucket.serving() as server:
         server.start()
-        assert httpx.get(f"{server.url}/v1/vectors/index/products").json()["length"] == ROWS + 20
+        assert httpx.get(f"{server.url}/v1/vectors/index/products", timeout=60).json()["length"] == ROWS + 20
 
 
 def test_a_row_that_is_no_item_is_named_and_nothing_can_be_seen(bucket: Bucket) -> None:
@@ -449,7 +449,7 @@ def test_a_rebuild_loses_no_write_that_arrives_meanwhile(bucket: Bucket) -> None
         assert work.ended()["ok"], work.log.read_text()
         renewed = httpx.post(f"{server.url}/internal/indexes/products/renew", timeout=60)
         assert renewed.status_code == 200, renewed.text
-        described = httpx.get(url).json()
+        described = httpx.get(url, timeout=60).json()
         assert (described["length"], described["params"]["m"]) == (ROWS + written, 32)
         assert bucket.done(task) == {}  # again, harmless
     record = bucket.record("products")
@@ -470,4 +470,4 @@ def test_a_directory_serves_as_a_store_too(tmp_path: Path) -> None:
     subprocess.run(command_line("work"), env=env, check=True, cwd=tmp_path, capture_output=True)
     assert json.loads((tmp_path / "outcome").read_text())["result"]["version"] == 1
     with serving(str(tmp_path / "data"), tmp_path / "log", args=["--roles", "catalog"]) as server:
-        assert httpx.get(f"{server.url}/catalog/manifest/products").json()["row_count"] == 1
+        assert httpx.get(f"{server.url}/catalog/manifest/products", timeout=60).json()["row_count"] == 1

@@ -144,7 +144,7 @@ async def lake(
         yield Lake(operator, domains, where, store)
     finally:
         operator.stop()
-        await asyncio.wait([task], timeout=15)
+        await asyncio.wait([task], timeout=SOON_S)
         assert task.done(), "the operator does not end"
         await store.close()
         runtime.close()

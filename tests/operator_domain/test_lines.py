@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from cluster_samples import settings
 from lakehouse.control.state import PAUSE_ANNOTATION
 from lakehouse_operator import lines
+from lakehouse_operator.cache import Cache, Key
+from lakehouse_operator.parts import Parts
 
 A, B, C = (("Dataset", "shop", name) for name in "abc")
 
@@ -25,6 +28,26 @@ def test_who_is_paused_or_to_go_holds_up_nobody() -> None:
     assert lines.in_line(
         [paused, waiting("b", "12:01", deletionTimestamp="12:05"), {**waiting("c", "x")}]
     ) == [C]
+
+
+def test_the_line_follows_what_statuses_say() -> None:
+    called: list[Key] = []
+    cache = Cache()
+    unused: Any = None
+    parts = Parts(settings(jobs_at_once=1), unused, unused, cache, unused, "home", called.append)
+
+    def put(body: dict[str, Any], version: int) -> None:
+        cache.put({**body, "metadata": {**body["metadata"], "resourceVersion": str(version)}})
+
+    put(waiting("a", "12:01"), 1)
+    line = lines.Lines(parts)
+    put(waiting("b", "12:00"), 2)
+    assert not line.may_begin(A)
+    assert called == [B]
+    put(waiting("b", "12:00", "Refreshing"), 3)
+    assert line.may_begin(A)
+    cache.remove(A)
+    assert line.may_begin(B)
 
 
 def test_nobody_passes() -> None:

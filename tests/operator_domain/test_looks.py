@@ -57,6 +57,14 @@ def test_nothing_is_served_where_nothing_lives() -> None:
     assert looks.life_of(None) is None
 
 
+def test_a_bucket_that_is_away_does_not_hide_what_pods_say() -> None:
+    counts = looks.remembered({"position": f"{LIFE.hex}:7"}, 1)
+    assert looks.served(counts, [pod(position=9)], 1, 64).serving
+    assert not looks.served(counts, [pod(life=BEFORE)], 1, 64).serving
+    assert looks.remembered({}, 1) is None
+    assert looks.remembered({"position": "nonsense"}, 1) is None
+
+
 def test_suspended_is_what_the_deployments_say_and_not_how_many_pods_there_are() -> None:
     asleep = {names.SUSPENDED_ANNOTATION: "true"}
     assert looks.is_suspended([deployment(annotations=asleep)], asked=False, alive=True)

@@ -42,3 +42,11 @@ def test_places_with_the_same_keys_and_address_are_reached_alike() -> None:
 
 def test_a_target_shows_no_certificate() -> None:
     assert "PEM" not in repr(target("shop", {"s3": {"caBundle": "PEM"}}, settings()))
+
+
+def test_the_installations_certificates_are_for_its_endpoint_alone() -> None:
+    usual = settings(default_s3_ca_bundle="PEM")
+    assert target("shop", None, usual).ca_bundle == "PEM"
+    assert target("shop", {"s3": {"endpoint": usual.default_s3_endpoint}}, usual).ca_bundle == "PEM"
+    assert target("shop", {"s3": {"endpoint": "http://another:9000"}}, usual).ca_bundle == ""
+    assert target("shop", {"s3": {"caBundle": "MINE"}}, usual).ca_bundle == "MINE"

@@ -95,6 +95,39 @@ def test_a_child_concerns_its_owner() -> None:
     assert cache.concerned(("Pod", "shop", "absent")) == set()
 
 
+def test_children_are_found_by_their_label_as_it_is_now() -> None:
+    cache, label = Cache(), "lakehouse.agentview.dev/index"
+    shard = "lakehouse.agentview.dev/shard"
+    cache.put(thing("Pod", "p", labels={label: "products", shard: "0"}))
+    cache.put(thing("Pod", "q", labels={label: "products", shard: "1"}))
+    cache.put(thing("Pod", "far", namespace="elsewhere", labels={label: "products"}))
+
+    def found(**labels: str) -> list[str]:
+        wanted = {f"lakehouse.agentview.dev/{name}": value for name, value in labels.items()}
+        return sorted(body["metadata"]["name"] for body in cache.children("Pod", "shop", wanted))
+
+    assert found(index="products") == ["p", "q"]
+    assert found(index="products", shard="1") == ["q"]
+    assert found(shard="1") == ["q"]
+    cache.put(thing("Pod", "p", version=2, labels={label: "others"}))
+    assert (found(index="products"), found(index="others")) == (["q"], ["p"])
+    cache.remove(("Pod", "shop", "q"))
+    assert found(index="products") == []
+
+
+def test_a_listener_hears_of_what_is_there_and_of_every_change() -> None:
+    cache = Cache()
+    cache.put(thing("Pod", "p"))
+    heard: list[tuple[str, str | None]] = []
+    cache.listen(
+        lambda key, body: heard.append((key[2], str(body["metadata"]["resourceVersion"]) if body else None))
+    )
+    cache.put(thing("Pod", "p"))
+    cache.put(thing("Pod", "p", version=2))
+    cache.remove(("Pod", "shop", "p"))
+    assert heard == [("p", "1"), ("p", "2"), ("p", None)]
+
+
 def test_only_what_is_newer_is_news() -> None:
     cache = Cache()
     assert cache.put(thing("Pod", "p", version=9))

@@ -250,6 +250,10 @@ async def test_an_index_is_looked_at_when_its_dataset_or_snapshot_changes(
             await until(functools.partial(it.more_than, key, before))
 
 
+# A connection that dies in its TLS handshake leaves its socket to the collector in Python 3.11.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
 async def test_an_api_server_that_dies_is_waited_for_and_nothing_is_missed(
     kube_api: KubeApiServer, where: Place
 ) -> None:

@@ -16,9 +16,11 @@ import pytest
 
 from kube_api_server import REPOSITORY, KubeApiServer
 from lakehouse.control.kinds import VECTOR_INDEX
+from lakehouse_operator import main
 from lakehouse_operator.kube import KINDS, LEASE, SERVICE
+from lakehouse_operator.watching import NamespacesChanged
 from operator_frame.plain_domain import PlainDomain
-from operator_frame.running import Place, place, running, until
+from operator_frame.running import Place, condition, place, running, until
 
 pytestmark = pytest.mark.kubernetes
 PROGRAM = Path(__file__).with_name("plain_domain.py")
@@ -75,7 +77,7 @@ class Process:
         """Exit status, seconds it took, log."""
         began_s = time.monotonic()
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=20)
+        _, log = self.process.communicate(timeout=120)
         return self.process.returncode, time.monotonic() - began_s, log.decode()
 
     def close(self) -> None:
@@ -136,7 +138,7 @@ async def test_a_leader_that_lost_its_lease_ends_with_an_error(kube_api: KubeApi
             return True
 
         await until(stolen)
-        _, log = process.process.communicate(timeout=20)
+        _, log = process.process.communicate(timeout=120)
         assert process.process.returncode == 1
         assert "another replica leads now" in log.decode()
         assert await holder(where) == "thief"
@@ -153,6 +155,24 @@ async def test_settings_that_are_wrong_end_it_at_once() -> None:
     assert "Traceback" not in done.stderr
 
 
+async def test_without_a_cluster_it_says_so_and_ends(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(REPOSITORY / "operator"), str(REPOSITORY / "dataplane")])
+    clean = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
+    environment = clean | {"PYTHONPATH": paths, "HOME": str(tmp_path)}
+    (tmp_path / "empty").write_text("{}")
+    for kubeconfig, why in (
+        (None, "there are no credentials for a cluster"),
+        ("nothing", "No such file"),
+        ("empty", "context"),
+    ):
+        given = {} if kubeconfig is None else {"KUBECONFIG": str(tmp_path / kubeconfig)}
+        command = [sys.executable, "-m", "lakehouse_operator"]
+        done = subprocess.run(command, env=environment | given, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert why in json.loads(line)["message"]
+
+
 # ---- rights ---------------------------------------------------------------------------------------------------
 
 RULES = """
@@ -163,7 +183,7 @@ RULES = """
 - {apiGroups: [apps], resources: [deployments], verbs: [get, list, watch]}
 - {apiGroups: [batch], resources: [jobs], verbs: [get, list, watch]}
 - {apiGroups: [policy], resources: [poddisruptionbudgets], verbs: [get, list, watch]}
-- {apiGroups: [""], resources: [pods, services], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [pods, services, configmaps], verbs: [get, list, watch]}
 - {apiGroups: [""], resources: [events], verbs: [create, patch]}
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [create]}
 - {apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: [lakehouse-operator],
@@ -216,6 +236,12 @@ async def test_a_missing_right_is_told_where_people_look_and_the_rest_goes_on(
             return bool(found) and 'cannot patch resource "services"' in found[0]["message"]
 
         await until(told)
+
+        async def in_status() -> bool:
+            found = condition(await where.get(VECTOR_INDEX, "products"), "UpToDate")
+            return found.get("reason") == "ApplyFailed" and "services" in found["message"]
+
+        await until(in_status)
         assert (
             'reconcile_failures_total{kind="VectorIndex"} 0.0'
             not in it.operator.metrics.exposition().decode()
@@ -225,6 +251,41 @@ async def test_a_missing_right_is_told_where_people_look_and_the_rest_goes_on(
         allow(kube_api, where, "vectorindexes.lakehouse.agentview.dev/finalizers", "update")
         await where.ready()
         assert await where.kube.get(SERVICE, where.namespace, "products") is not None
+
+
+async def test_a_namespace_that_is_lost_ends_nothing_else(
+    kube_api: KubeApiServer, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "NAMESPACES_S", 0.2)
+    grant(kube_api, where)
+    async with place(kube_api) as other:
+        grant(kube_api, other)
+        both = f"{where.namespace},{other.namespace}"
+        await other.index("elsewhere")
+
+        role = f"kinds-{other.namespace}"  # as the chart's, which no namespace takes with it
+        kinds = "vectorindexes,datasets,indexsnapshots"
+        resources = ",".join(f"{kind}.lakehouse.agentview.dev" for kind in kinds.split(","))
+        kube_api.kubectl("create", "clusterrole", role, "--verb=get,list,watch", f"--resource={resources}")
+        kube_api.kubectl("create", "clusterrolebinding", role, f"--clusterrole={role}", "--user=operator")
+
+        async def until_it_is_lost() -> None:
+            async with running(kube_api, where, user="operator", watch_namespaces=both) as it:
+                await other.ready("elsewhere")
+                kube_api.kubectl("delete", "-n", other.namespace, "rolebinding", "operator")
+                for _ in range(5):  # what is left there is not given up
+                    await it.operator._watcher.check_namespaces()
+                assert it.operator.cache.resource(other.key(VECTOR_INDEX, "elsewhere")) is not None
+                await other.kube.delete(KINDS[VECTOR_INDEX], other.namespace, "elsewhere")
+                await until(it.task.done)
+
+        with pytest.raises(NamespacesChanged, match=other.namespace):
+            await until_it_is_lost()
+        kube_api.kubectl("delete", "clusterrolebinding", role)
+        async with running(kube_api, where, user="operator", watch_namespaces=both) as it:  # its successor
+            assert it.operator._watcher.lost == {other.namespace}
+            await where.index()
+            await where.ready()
 
 
 async def test_without_the_right_to_list_it_says_so_and_waits(

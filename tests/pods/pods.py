@@ -13,8 +13,9 @@ from lakehouse.core.types import IndexParams
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.open import open_store
-from live_server import LiveServer, free_port
+from live_server import LiveServer
 from minio_server import MinioServer
+from ports import free_port
 
 PEER_KEY = "the-secret-of-one-deployment"
 DIMENSION = 8
@@ -130,11 +131,13 @@ def with_store(minio: MinioServer, data: str, act: object) -> None:
 
 
 @contextlib.contextmanager
-def pool(minio: MinioServer, folder: Path, *, replicas: int = 2, net: int = 78) -> Iterator[Sequence[Pod]]:
+def pool(
+    minio: MinioServer, folder: Path, *, replicas: int = 2, net: int = 78, data: str | None = None
+) -> Iterator[Sequence[Pod]]:
     """Replicas that each serve every index of one prefix."""
     port = free_port()
     peers = "http://" + ",".join(f"127.{net}.0.{replica + 1}:{port}" for replica in range(replicas))
-    data = f"s3://{minio.bucket}/pool-{secrets.token_hex(4)}"
+    data = data or f"s3://{minio.bucket}/pool-{secrets.token_hex(4)}"
     env = {**minio.environment(), "LAKEHOUSE_PEERS": peers, "LAKEHOUSE_PEER_KEY": PEER_KEY}
     pods = [
         Pod(data, folder / f"pool-{replica}.log", f"127.{net}.0.{replica + 1}", port, env)

@@ -25,7 +25,7 @@ from live_server import LiveServer, serving
 from minio_server import MinioServer
 from pods.pods import DIMENSION, PEER_KEY, Pod, PodSet
 
-pytestmark = [pytest.mark.minio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.minio, pytest.mark.timeout(300), pytest.mark.xdist_group("answers")]
 ITEMS = 700
 PATH = "/v1/vectors/index/products"
 
@@ -56,7 +56,7 @@ def both(minio: MinioServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         pods.create()
         pods.start()
         body = {"name": "products", "dimension": DIMENSION, "shards": 3}
-        assert httpx.post(f"{alone.url}/v1/vectors/index", json=body).status_code == 201
+        assert httpx.post(f"{alone.url}/v1/vectors/index", json=body, timeout=60).status_code == 201
         items = _items()
         for start in range(0, ITEMS, 100):
             part = {"items": items[start : start + 100]}
@@ -88,8 +88,8 @@ def test_every_pod_answers_as_one_process_does(both: tuple[PodSet, LiveServer]) 
         ("count", {"filter": "price BETWEEN 100 AND 199"}),
         ("scroll", {"limit": 50, "after": "item-2", "filter": "NOT even"}),
     ]
-    item = httpx.get(f"{alone.url}{PATH}/items/item-42").json()
-    description = httpx.get(f"{alone.url}{PATH}").json()
+    item = httpx.get(f"{alone.url}{PATH}/items/item-42", timeout=60).json()
+    description = httpx.get(f"{alone.url}{PATH}", timeout=60).json()
     for pod in pods.all:
         for verb, body in asked:
             body = {**body, "explain": True} if verb == "search" else body
@@ -97,8 +97,8 @@ def test_every_pod_answers_as_one_process_does(both: tuple[PodSet, LiveServer]) 
             assert mine.get("results", mine) == theirs.get("results", theirs), (pod.url, verb, body)
             if "plan" in mine:
                 assert mine["plan"]["matched"] == theirs["plan"]["matched"]
-        assert httpx.get(f"{pod.url}{PATH}/items/item-42").json() == item
-        assert httpx.get(f"{pod.url}{PATH}").json() == description
+        assert httpx.get(f"{pod.url}{PATH}/items/item-42", timeout=60).json() == item
+        assert httpx.get(f"{pod.url}{PATH}", timeout=60).json() == description
     assert _everything(pods.all[3]) == _everything(alone)
 
 
@@ -111,12 +111,14 @@ def test_recall_stats_and_a_missing_item(both: tuple[PodSet, LiveServer]) -> Non
     assert stats["length"] == ITEMS
     assert sum(shard["live"] for shard in stats["shards"]) == ITEMS
     assert len(stats["shards"]) == 3
-    missing = httpx.get(f"{pods.all[0].url}{PATH}/items/nobody")
+    missing = httpx.get(f"{pods.all[0].url}{PATH}/items/nobody", timeout=60)
     assert missing.status_code == 404
-    wrong = httpx.post(f"{pods.all[0].url}{PATH}/search", json={"vector": [1.0]})
+    wrong = httpx.post(f"{pods.all[0].url}{PATH}/search", json={"vector": [1.0]}, timeout=60)
     assert wrong.status_code == 400
     unknown = httpx.post(
-        f"{pods.all[0].url}{PATH}/search", json={"vector": [1.0] * DIMENSION, "filter": "colour = 'red'"}
+        f"{pods.all[0].url}{PATH}/search",
+        json={"vector": [1.0] * DIMENSION, "filter": "colour = 'red'"},
+        timeout=60,
     )
     assert unknown.status_code == 400
     assert "colour" in unknown.json()["detail"]
@@ -131,16 +133,20 @@ def test_a_write_at_one_pod_is_seen_by_strong_reads_at_all(both: tuple[PodSet, L
                 "items": [{"id": f"turn-{turn}-{n}", "vector": [turn + 1.0] * DIMENSION} for n in range(4)]
             },
             headers={"idempotency-key": f"turn-{turn}"},
+            timeout=60,
         )
         assert added.status_code == 200, added.text
         position = added.headers["lakehouse-position"]
         for other in pods.all:
-            count = httpx.post(f"{other.url}{PATH}/count", json={"filter": "price IS NULL"}).json()["count"]
+            count = httpx.post(
+                f"{other.url}{PATH}/count", json={"filter": "price IS NULL"}, timeout=60
+            ).json()["count"]
             assert count == 4 * (turn + 1), (pod.url, other.url)
             eventual = httpx.post(
                 f"{other.url}{PATH}/count",
                 json={"filter": "price IS NULL", "consistency": "eventual"},
                 headers={"lakehouse-min-position": position},
+                timeout=60,
             )
             assert eventual.json()["count"] == 4 * (turn + 1)
         again = httpx.post(
@@ -149,6 +155,7 @@ def test_a_write_at_one_pod_is_seen_by_strong_reads_at_all(both: tuple[PodSet, L
                 "items": [{"id": f"turn-{turn}-{n}", "vector": [turn + 1.0] * DIMENSION} for n in range(4)]
             },
             headers={"idempotency-key": f"turn-{turn}"},
+            timeout=60,
         )
         assert again.status_code == 200
         assert again.json() == added.json()
@@ -156,6 +163,7 @@ def test_a_write_at_one_pod_is_seen_by_strong_reads_at_all(both: tuple[PodSet, L
             f"{pods.all[(turn + 2) % 6].url}{PATH}/add",
             json={"items": [{"id": "another", "vector": [1.0] * DIMENSION}]},
             headers={"idempotency-key": f"turn-{turn}"},
+            timeout=60,
         )
         assert differs.status_code == 409
     removed = _post(pods.all[4], "delete", {"filter": "price IS NULL"})
@@ -181,7 +189,7 @@ def test_one_replica_of_each_shard_writes_whoever_is_asked(both: tuple[PodSet, L
 def _fences(pods: PodSet) -> int:
     found = 0
     for pod in pods.all:
-        text = httpx.get(f"{pod.url}{PATH}/stats").json()
+        text = httpx.get(f"{pod.url}{PATH}/stats", timeout=60).json()
         found = max(found, sum(shard["fences"] for shard in text["shards"]))
     return found
 
@@ -199,12 +207,14 @@ def test_a_named_snapshot_covers_every_shard(both: tuple[PodSet, LiveServer]) ->
     pods, _ = both
     taken = _post(pods.all[5], "snapshot", {"name": "monday"})
     assert [file["shard"] for file in taken["files"]] == [0, 1, 2]
-    twice = httpx.post(f"{pods.all[0].url}{PATH}/snapshot", json={"name": "monday"})
+    twice = httpx.post(f"{pods.all[0].url}{PATH}/snapshot", json={"name": "monday"}, timeout=60)
     assert twice.status_code == 409
     plain = _post(pods.all[0], "snapshot", {})
     assert plain["name"] is None
-    positions = [_state(pods.pods[shard, 0])["shards"][0]["position"] for shard in range(3)]
-    assert all(position > 0 for position in positions)
+    for shard in range(3):
+        told = [_state(pods.pods[shard, replica])["shards"][0] for replica in range(2)]
+        [writer] = [state for state in told if state["writer"]]
+        assert 0 < writer["snapshot_position"] <= writer["position"]
 
 
 def test_what_is_declared_is_not_created_or_dropped_and_others_are_not_here(
@@ -212,23 +222,23 @@ def test_what_is_declared_is_not_created_or_dropped_and_others_are_not_here(
 ) -> None:
     pods, _ = both
     base = f"{pods.all[0].url}/v1/vectors/index"
-    created = httpx.post(base, json={"name": "products", "dimension": 3})
-    assert (created.status_code, httpx.delete(f"{base}/products").status_code) == (409, 409)
+    created = httpx.post(base, json={"name": "products", "dimension": 3}, timeout=60)
+    assert (created.status_code, httpx.delete(f"{base}/products", timeout=60).status_code) == (409, 409)
     assert "VectorIndex/shop/products" in created.json()["detail"]
-    assert httpx.post(base, json={"name": "other", "dimension": 3}).status_code == 404
-    assert httpx.get(f"{base}/other").status_code == 404
-    assert httpx.delete(f"{base}/other").status_code == 404
-    assert httpx.get(base).json() == {"names": ["products"], "count": 1}
+    assert httpx.post(base, json={"name": "other", "dimension": 3}, timeout=60).status_code == 404
+    assert httpx.get(f"{base}/other", timeout=60).status_code == 404
+    assert httpx.delete(f"{base}/other", timeout=60).status_code == 404
+    assert httpx.get(base, timeout=60).json() == {"names": ["products"], "count": 1}
 
 
 def test_internal_routes_want_the_peer_key(both: tuple[PodSet, LiveServer]) -> None:
     pods, alone = both
     url = f"{pods.all[0].url}/internal/state"
-    assert httpx.get(url).status_code == 401
-    assert httpx.get(url, headers={"authorization": f"Bearer {PEER_KEY}x"}).status_code == 401
-    assert httpx.get(url, headers={"authorization": f"Bearer {PEER_KEY}"}).status_code == 200
-    assert httpx.get(f"{alone.url}/internal/state").json()["ready"] is True
-    assert httpx.get(f"{alone.url}/v1/internal/state").status_code == 404
+    assert httpx.get(url, timeout=60).status_code == 401
+    assert httpx.get(url, headers={"authorization": f"Bearer {PEER_KEY}x"}, timeout=60).status_code == 401
+    assert httpx.get(url, headers={"authorization": f"Bearer {PEER_KEY}"}, timeout=60).status_code == 200
+    assert httpx.get(f"{alone.url}/internal/state", timeout=60).json()["ready"] is True
+    assert httpx.get(f"{alone.url}/v1/internal/state", timeout=60).status_code == 404
 
 
 def test_ef_search_and_renewal(both: tuple[PodSet, LiveServer]) -> None:

@@ -20,7 +20,7 @@ def test_ending_drains_and_a_second_signal_does_not_wait(minio: MinioServer, tmp
         pods.start()
         drained, hurried = pods.all
         drained.process.send_signal(SIGTERM)
-        while httpx.get(f"{drained.url}/readyz").status_code != 503:
+        while httpx.get(f"{drained.url}/readyz", timeout=60).status_code != 503:
             pass
         served = 0
         while drained.process.poll() is None:
@@ -34,11 +34,11 @@ def test_ending_drains_and_a_second_signal_does_not_wait(minio: MinioServer, tmp
             served += 1
         assert drained.process.wait(30) == 0
         assert served > 5
-        assert httpx.get(f"{hurried.url}{PATH}").json()["length"] == served
+        assert httpx.get(f"{hurried.url}{PATH}", timeout=60).json()["length"] == served
         hurried.process.send_signal(SIGTERM)
-        while httpx.get(f"{hurried.url}/readyz").status_code != 503:
+        while httpx.get(f"{hurried.url}/readyz", timeout=60).status_code != 503:
             pass
-        assert httpx.get(f"{hurried.url}/livez").status_code == 200
+        assert httpx.get(f"{hurried.url}/livez", timeout=60).status_code == 200
         began = time.monotonic()
         hurried.process.send_signal(SIGTERM)
         assert hurried.process.wait(30) == 0
@@ -50,7 +50,9 @@ def test_a_store_that_is_away_makes_no_pod_unready(own_minio: MinioServer, tmp_p
         pods.create()
         pods.start()
         items = [{"id": f"i{n}", "vector": [float(n + 1)] * DIMENSION} for n in range(20)]
-        assert httpx.post(f"{pods.all[0].url}{PATH}/add", json={"items": items}).status_code == 200
+        assert (
+            httpx.post(f"{pods.all[0].url}{PATH}/add", json={"items": items}, timeout=60).status_code == 200
+        )
         own_minio.kill()
         found = httpx.post(f"{pods.all[1].url}{PATH}/search", json={"vector": [1.0] * DIMENSION}, timeout=60)
         assert found.status_code == 200, found.text

@@ -110,7 +110,7 @@ async def test_versions_follow_each_other_without_a_gap_or_a_mixture(
                 await readers.until(version)
         print(dict(readers.versions))
         written = httpx.post(
-            f"{pods.all[0].url}{PATH}/add", json={"items": [{"id": "x", "vector": [1.0] * 8}]}
+            f"{pods.all[0].url}{PATH}/add", json={"items": [{"id": "x", "vector": [1.0] * 8}]}, timeout=60
         )
         assert written.status_code == 409
         assert "it follows dataset catalogue" in written.json()["detail"]
@@ -125,11 +125,11 @@ def test_a_pod_waits_for_its_index_and_is_unready_without_one(minio: MinioServer
             assert body["status"] == "not ready"
             state = pod.internal("/state").json()
             assert (state["ready"], state["indexes"]) == (False, [])
-            assert httpx.get(f"{pod.url}{PATH}").status_code == 503
+            assert httpx.get(f"{pod.url}{PATH}", timeout=60).status_code == 503
         pods.create()
         for pod in pods.all:
             pod.wait_ready()
-            assert httpx.get(f"{pod.url}{PATH}").json()["length"] == 0
+            assert httpx.get(f"{pod.url}{PATH}", timeout=60).json()["length"] == 0
 
         async def drop(indexes: Indexes) -> None:
             await indexes.drop("products")
@@ -180,8 +180,8 @@ def test_merging_into_an_index_that_other_pods_serve(minio: MinioServer, tmp_pat
         assert merged.json()["length_source"] == 0
         for pod in main.all:
             base = f"{pod.url}/v1/vectors/index/main"
-            assert httpx.get(base).json()["length"] == 60
-            item = httpx.get(f"{base}/items/i3").json()
+            assert httpx.get(base, timeout=60).json()["length"] == 60
+            item = httpx.get(f"{base}/items/i3", timeout=60).json()
             assert item["metadata"] == {"n": 3}
             np.testing.assert_array_equal(np.float32(item["vector"]), np.float32(rows[3]))
         nobody = fresh.all[0].internal("/indexes/fresh/merge", {**asked, "dest": "other"})

@@ -26,6 +26,10 @@ RECALL_MIN = 0.98
 SHARES = {"half": 500, "tenth": 100, "hundredth": 10, "thousandth": 1}
 """A filter's name and how many of a thousand rows it matches."""
 
+pytestmark = pytest.mark.timeout(1_800)
+ON_ONE_INDEX = pytest.mark.xdist_group("settled index")
+"""It takes many seconds to build."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -116,12 +120,14 @@ def settled(world: World, scratch: Path) -> ShardIndex:
     return built
 
 
+@ON_ONE_INDEX
 def test_a_settled_index_has_one_segment_and_recalls_enough(index: ShardIndex, world: World) -> None:
     assert index.stats().segments == 1
     assert_recall(index, world.queries)
     assert_each_finds_itself(index, world)
 
 
+@ON_ONE_INDEX
 @pytest.mark.parametrize("share", SHARES)
 def test_a_filter_recalls_enough_and_never_costs_more_than_a_scan(
     index: ShardIndex, world: World, share: str
@@ -136,7 +142,6 @@ def test_a_filter_recalls_enough_and_never_costs_more_than_a_scan(
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)], ids=["part", "whole"])
-@pytest.mark.timeout(1_800)
 def test_recall_and_reach_survive_eight_rewrites_of_a_third(world: World, every: int, tmp_path: Path) -> None:
     every = every if len(world.ids) > 20_000 else 1
     part = World(world.ids[::every], world.vectors[::every], world.metadata[::every], world.queries)

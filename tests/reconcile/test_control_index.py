@@ -45,7 +45,14 @@ from lakehouse.control.plan import (
     Suspend,
     TakeOver,
 )
-from lakehouse.control.state import ADOPT_ANNOTATION, ObservedBootstrap, ObservedTarget, StoreState
+from lakehouse.control.state import (
+    ADOPT_ANNOTATION,
+    LastDrain,
+    ObservedBootstrap,
+    ObservedTarget,
+    Resource,
+    StoreState,
+)
 from lakehouse.core.types import Distance, IndexParams
 
 DOWN = StoreState(False, "Timeout", "no answer in 10 s")
@@ -370,6 +377,8 @@ def test_a_new_index_is_restored_from_a_snapshot_that_is_complete() -> None:
     assert (gone.actions, condition(gone, C.RESTORED)) == ((), ("False", "SnapshotNotFound"))
     early = decide(resource, unborn(bootstrap=ObservedBootstrap(True)))
     assert (early.actions, condition(early, C.RESTORED)) == ((), ("Unknown", "SnapshotNotComplete"))
+    never = decide(resource, unborn(bootstrap=ObservedBootstrap(True, detail="too late", failed=True)))
+    assert condition(never, C.RESTORED) == condition(never, C.UP_TO_DATE) == ("False", "SnapshotNotComplete")
     ripe = decide(resource, unborn(bootstrap=ObservedBootstrap(True, complete=True)))
     assert ripe.actions == (RestoreIndex(IndexParams("products", 3), 1, IDENTITY, "nightly", None),)
     busy = decide(resource, unborn(work=running(ripe.actions[0])))
@@ -495,6 +504,14 @@ def test_a_drain_is_due_by_count_or_by_age(items: int, waited_s: float | None, w
         assert condition(made, C.DRAIN_CURRENT) == ("True", "BelowLimit")
 
 
+def test_under_a_steady_inflow_items_wait_from_the_last_drain_on() -> None:
+    drained = LastDrain(ago(seconds=100), 7)
+    made = decide(
+        index(drain=DRAIN), seen(items=9, pending_since=ago(seconds=900), last_drain=drained, target=TARGET)
+    )
+    assert (made.actions, made.requeue_after_s) == ((), 200)
+
+
 def test_the_target_wins_where_that_was_asked_for() -> None:
     made = decide(index(drain={**DRAIN, "onConflict": "Skip"}), seen(items=500, target=TARGET))
     assert made.actions == (Merge("workers", replace=False),)
@@ -582,6 +599,36 @@ def test_delete_stops_work_then_drops_then_forgets() -> None:
     assert decide(resource, seen(work=running(Merge("x", replace=True)))).actions == (StopWork(),)
     assert decide(resource, seen(damaged="off the chain")).actions == (DropIndex(),)
     assert decide(resource, unborn()).actions == (RemoveResource(),)
+
+
+def test_delete_leaves_what_cannot_be_read_and_says_so() -> None:
+    made = decide(deleted(deletionPolicy="Delete"), unborn(damaged="the record is no JSON"))
+    assert made.actions == (RemoveResource(),)
+    assert [(one.reason, one.message) for one in made.events if one.type is EventType.WARNING] == [
+        ("CleanupSkipped", "the data was left where it is: the record is no JSON")
+    ]
+
+
+def test_delete_does_not_wait_for_ever_for_work_to_end() -> None:
+    resource, ending = deleted(deletionPolicy="Delete"), running(Merge("x", replace=True))
+    late = decide(resource, seen(work=ending), NOW + rounds.DELETION_DEADLINE)
+    assert late.actions == (DropIndex(),)
+
+
+def test_trouble_with_objects_is_told_once() -> None:
+    resource = index()
+    made = decide(resource, seen())
+    told = rounds.troubled(resource, made, C.UP_TO_DATE, "no right to make Services", NOW)
+    assert condition(told, C.UP_TO_DATE) == ("False", "ApplyFailed")
+    assert [one for one in told.status["conditions"] if one["type"] != "UpToDate"] == [
+        one for one in made.status["conditions"] if one["type"] != "UpToDate"
+    ]
+    again = Resource(resource.kind, resource.meta, resource.spec, told.status)
+    later = NOW + timedelta(seconds=9)
+    repeated = rounds.troubled(
+        again, decide(again, seen(), later), C.UP_TO_DATE, "no right to make Services", later
+    )
+    assert not repeated.status_changed
 
 
 def test_delete_never_drops_what_another_owns() -> None:

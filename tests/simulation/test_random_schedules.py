@@ -1,4 +1,4 @@
-"""Twenty thousand random worlds: crashes, stalls, lost answers, late effects, merges; nothing acknowledged is lost."""
+"""Ten thousand random worlds: crashes, stalls, lost answers, late effects, merges; nothing acknowledged is lost."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from lakehouse.testing.schedules import run_schedule
 
-SCHEDULES = int(os.environ.get("LAKEHOUSE_SCHEDULES", "20000"))
+SCHEDULES = int(os.environ.get("LAKEHOUSE_SCHEDULES", "10000"))
 """Schedules in one run; `make soak` asks for more."""
 PARTS = 40
 """Tests they are spread over, so that workers share them."""

@@ -5,7 +5,7 @@ The bucket, the processes and the clock are simulated; the engine is the real on
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -22,13 +22,10 @@ from lakehouse.opening import LINGER_S, Opened
 from lakehouse.seeding import Seed
 from lakehouse.shard import Shard
 from lakehouse.testing.history import Lost
-from lakehouse.testing.schedules import PARAMS, Act, batch, run_schedule, value_of
-from lakehouse.testing.world import Fault, Process, World, run, simulated_settings
+from lakehouse.testing.schedules import PARAMS, Act, run_schedule, value_of
+from lakehouse.testing.world import Fault, Process, World, run
 from lakehouse.writing import Writer
-
-SETTINGS = replace(simulated_settings(), snapshot_log_entries=10_000, write_deadline_s=60.0)
-OTHER = replace(PARAMS, m=8)
-RECORD_ONE = "inc/0000000001"
+from successions import OTHER, RECORD_ONE, SETTINGS, begun, contents, present, published, put, rows
 
 
 @pytest.fixture(autouse=True)
@@ -37,41 +34,6 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-
-
-async def rows(values: dict[str, int]) -> AsyncIterator[Batch]:
-    for item_id, value in values.items():
-        await asyncio.sleep(0)
-        yield batch({item_id: value})
-
-
-async def present(process: Process) -> Collection:
-    """The life that counts, with all that was acknowledged."""
-    for _ in range(8):
-        try:
-            await process.indexes.renewed(PARAMS.name)
-            return await process.indexes.fresh(PARAMS.name)
-        except NotFound:
-            continue
-    raise Lost("the index is gone")
-
-
-async def contents(process: Process) -> dict[str, int]:
-    collection = await present(process)
-    items, _ = await collection.scroll(None, 1_000)
-    return {item.id: value_of(collection, item.id) for item in items}
-
-
-async def put(process: Process, values: dict[str, int], key: str | None = None) -> None:
-    await (await process.indexes.open(PARAMS.name)).add(batch(values), idempotency_key=key)
-
-
-async def begun(world: World, shards: int = 2) -> tuple[Process, Process]:
-    """A builder and a writer that has put something."""
-    builder, writer = world.start("builder"), world.start("writer")
-    await writer.indexes.create(PARAMS, shards)
-    await put(writer, {f"x{j}": j for j in range(6)})
-    return builder, writer
 
 
 # ---------------------------------------------------------------- records that land late
@@ -87,15 +49,6 @@ async def _build(builder: Process) -> None:
 
 async def _publish(builder: Process) -> None:
     await published(builder, UUID(int=7, version=4), {"built": 1})
-
-
-async def published(process: Process, life: UUID, values: dict[str, int], shards: int = 2) -> Incarnation:
-    """What the processes of one build do, in one."""
-    store, runtime, settings = process.store, process.runtime, process.world.settings
-    for shard in range(shards):
-        await building.build_shard(store, runtime, settings, PARAMS, shards, life, shard, rows(values))
-    record = incarnation.begin(0, life, PARAMS, shards, "owner", {"dataset": "d"}, seeded=True)
-    return await building.publish(store, runtime, record, replaces=True)
 
 
 @pytest.mark.parametrize("act", [_rebuild, _build, _publish])

@@ -14,6 +14,8 @@ from sql_lake import PACKAGES
 
 FOREVER = "SELECT sum(i) FROM range(100000000000000) t(i)"
 
+pytestmark = pytest.mark.xdist_group("sql over http")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
@@ -191,7 +193,7 @@ def test_vector_search_reaches_the_indexes_of_the_process(client: httpx.Client) 
 
 def test_metrics_tell_how_queries_ended(client: httpx.Client, server: LiveServer) -> None:
     client.post("/sql", json={"sql": "SELECT 1"})
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     assert 'lakehouse_sql_queries_ended_total{outcome="succeeded"}' in text
     assert 'lakehouse_sql_queries{state="running"}' in text
 

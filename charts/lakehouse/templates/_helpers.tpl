@@ -109,6 +109,20 @@ http://{{ include "lakehouse.name" . }}-minio.{{ .Release.Namespace }}.svc:9000
 {{- end -}}
 {{- end -}}
 
+{{/* The ConfigMap with the certificates of the store's endpoint; nothing where it has none of its own. */}}
+{{- define "lakehouse.ca" -}}
+{{- if and .Values.storage.s3.caBundle (not .Values.minio.enabled) -}}
+{{ include "lakehouse.name" . }}-ca
+{{- end -}}
+{{- end -}}
+
+{{/* Pods start anew when the certificates change. */}}
+{{- define "lakehouse.ca.annotation" -}}
+{{- if include "lakehouse.ca" . -}}
+lakehouse.agentview.dev/ca: {{ .Values.storage.s3.caBundle | sha256sum | trunc 16 | quote }}
+{{- end -}}
+{{- end -}}
+
 {{/* ------------------------------------------------------------------------------------------------- keys */}}
 
 {{- define "lakehouse.keys.secret" -}}
@@ -170,6 +184,9 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 {{- with .Values.storage.s3.region }}
 - {name: LAKEHOUSE_S3_REGION, value: {{ . | quote }}}
 {{- end }}
+{{- if include "lakehouse.ca" . }}
+- {name: AWS_CA_BUNDLE, value: /etc/lakehouse/ca/ca.crt}
+{{- end }}
 {{- end -}}
 
 {{/* A container's variables: ours, without those that the user gives too, then theirs.  Takes {ours, theirs}. */}}
@@ -186,6 +203,7 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 {{/* A Deployment of data-plane pods.  Takes {root, component, values, env, credentials, token}. */}}
 {{- define "lakehouse.deployment" -}}
 {{- $name := printf "%s-%s" (include "lakehouse.name" .root) .component -}}
+{{- $ca := eq .component "gateway" | ternary "" (include "lakehouse.ca" .root) -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -210,6 +228,9 @@ spec:
         kubectl.kubernetes.io/default-container: lakehouse
         {{- with include "lakehouse.keys.annotation" .root }}
         {{- . | nindent 8 }}
+        {{- end }}
+        {{- if $ca }}
+        {{- include "lakehouse.ca.annotation" .root | nindent 8 }}
         {{- end }}
         {{- with .values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
@@ -253,9 +274,16 @@ spec:
           resources: {{- toYaml .values.resources | nindent 12 }}
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
+            {{- if $ca }}
+            - {name: certificates, mountPath: /etc/lakehouse/ca, readOnly: true}
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir: {sizeLimit: {{ dig "cache" "size" "5Gi" .values }}}
+        {{- with $ca }}
+        - name: certificates
+          configMap: {name: {{ . }}}
+        {{- end }}
 {{- end -}}
 
 {{/* A budget from two replicas up.  Takes {root, component, values}. */}}

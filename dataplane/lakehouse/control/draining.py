@@ -52,6 +52,10 @@ def _wait_s(drain: Drain, observed: ObservedIndex, now: datetime) -> float | Non
     if observed.items >= drain.max_items:
         return 0.0
     since = observed.pending_since or now
+    if (
+        observed.last_drain is not None
+    ):  # what is there now came since: under a steady inflow it is never empty
+        since = max(since, observed.last_drain.at)
     return (since + drain.max_age - now).total_seconds()
 
 

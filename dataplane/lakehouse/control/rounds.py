@@ -4,6 +4,7 @@ What this module does not do: decide anything about a kind.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -130,6 +131,23 @@ def plan(
     )
 
 
+def troubled(resource: Resource[S], made: Plan, kind: ConditionType, message: str, now: datetime) -> Plan:
+    """`made`, with what stood in the way of the cluster's objects told in a condition, unless that tells worse."""
+    found = conditions.find(made.status, kind)
+    worse = found.get("status") == conditions.Status.FALSE and str(found.get("reason", "")).endswith("Failed")
+    if not found or worse:
+        return made
+    told = conditions.merged(
+        resource.status.get("conditions", ()),
+        [conditions.false(kind, "ApplyFailed", message)],
+        generation=resource.meta.generation,
+        now=now,
+    )
+    others = made.status["conditions"]
+    status = {**made.status, "conditions": [told[0] if one is found else one for one in others]}
+    return replace(made, status=status, status_changed=status != resource.status)
+
+
 def repeated(failures: Sequence[Failure], action: Action) -> bool:
     """Whether an action is tried again after it failed."""
     return failure_of(failures, action.act, action.subject) is not None
@@ -154,12 +172,13 @@ def deletion(
     ready: ConditionType,
     now: datetime,
     in_use: bool = False,
+    unreadable: str = "",
 ) -> Plan:
     """A round for a resource that is to go.
 
     `cleanup` is what is left to remove from the store, None for nothing; `wanted` says whether the store is to be
     cleaned up at all, and then it is waited for, but not past the deadline and not where it is gone.  While `in_use`,
-    nothing is removed.
+    nothing is removed.  What is `unreadable` is left, for nobody knows whose it is, and that is told.
     """
     asked = resource.meta.deletion_requested_at or now
     remaining = (asked + DELETION_DEADLINE - now).total_seconds()
@@ -167,12 +186,16 @@ def deletion(
     told: list[Event] = []
     actions: list[Action] = []
     waits: list[float | None] = []
-    if working:
+    if working and remaining > 0:
         actions, waits = [StopWork()], [AGAIN_S]
     elif in_use and remaining > 0:
         waits = [min(remaining, WORKING_S)]
     elif not wanted or (store.reachable and cleanup is None):
         actions = [RemoveResource()]
+        if wanted and unreadable:
+            told = [
+                Event(EventType.WARNING, "CleanupSkipped", f"the data was left where it is: {unreadable}")
+            ]
     elif store.gone or (remaining <= 0 and (not store.reachable or tried)):
         actions = [RemoveResource()]
         told = [Event(EventType.WARNING, "CleanupSkipped", _skipped(store, failures))]

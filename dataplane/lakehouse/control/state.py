@@ -222,6 +222,9 @@ class ObservedBootstrap:
     """The named IndexSnapshot has succeeded."""
     uri: str = ""
     detail: str = ""
+    """Why it is not complete."""
+    failed: bool = False
+    """It never will be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -460,8 +460,10 @@ def _up_to_date(look: Look, accepted: Condition, source: Condition, content: Con
     if content.action is not None:
         return _pending(look, content.action)
     if look.ours is None:
-        waits_for = "SourceNotResolved" if look.spec.source is not None else "SnapshotNotFound"
-        return waiting(kind, waits_for, source.message)
+        if look.spec.source is not None:
+            return waiting(kind, "SourceNotResolved", source.message)
+        restored = _restored(look)
+        return waiting(kind, restored.reason, restored.message)
     if source.status is Status.FALSE and _goes_with(look.spec.source, look.ours):
         return waiting(kind, "SourceNotResolved", source.message)
     live = _live(look)
@@ -519,7 +521,8 @@ def _restored(look: Look) -> Condition:
     ):
         return waiting(kind, "SnapshotNotFound", f"no such IndexSnapshot. name=`{asked.name}`")
     if asked.name is not None and observed.bootstrap and not observed.bootstrap.complete:
-        return unknown(kind, "SnapshotNotComplete", observed.bootstrap.detail)
+        told = false if observed.bootstrap.failed else unknown
+        return told(kind, "SnapshotNotComplete", observed.bootstrap.detail)
     return unknown(kind, "Pending")
 
 
@@ -556,4 +559,5 @@ def _deletion(look: Look) -> Plan:
         working=look.observed.work is not None,
         ready=ConditionType.READY,
         now=look.now,
+        unreadable=look.observed.damaged if look.observed.life is None else "",
     )

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from lakehouse.core.entry import EncodedRequest
 from lakehouse.core.errors import (
     Busy,
+    Corrupt,
     Dropped,
     LakehouseError,
     OtherLife,
@@ -201,7 +202,10 @@ class RemoteShard:
         return await self._asked(sent, post)
 
     async def _asked(self, sent: Read, call: Callable[[str, bytes, float], Awaitable[T]]) -> T:
-        """The answer of any process that keeps the shard and has seen what we have; of one that has not, if need be.
+        """The answer of any process that keeps the shard and has seen what we have.
+
+        Of one that has not, if need be, where that is no news: a refresh or a search says how stale its answer is, the
+        others follow a refresh that may have said that nothing is missing.
 
         Raises `OtherLife`, `Dropped`, and `Unavailable` when nobody answers in time.
         """
@@ -229,7 +233,8 @@ class RemoteShard:
                 else:
                     self._addresses.trust(address)
                     return answer
-            if behind:  # nobody has more: yesterday's answer is better than none
+            tells = self._stale_s > 0 or type(sent) in (Read, wire.Search)
+            if behind and tells:  # nobody has more: yesterday's answer is better than none
                 sent.at_least = 0
                 continue
             if failed is not None or self._runtime.monotonic() + PAUSE_S >= until:
@@ -255,13 +260,13 @@ class RemoteShard:
                     break
                 try:
                     written = await self.write_at(address, encoded, left_s / 2)
-                except Unsent:
+                except (Unsent, Unanswered) as error:
                     self._addresses.suspect(address)
-                except Unanswered:
-                    self._addresses.suspect(address)
-                    in_doubt = True
-                except Dropped:
-                    self.dropped = True
+                    in_doubt = in_doubt or isinstance(error, Unanswered)
+                except (Dropped, Corrupt) as error:
+                    self.dropped = self.dropped or isinstance(error, Dropped)
+                    if in_doubt:  # an unanswered attempt may have come before the end
+                        raise _in_doubt(error) from error
                     raise
                 except (Unavailable, Busy) as error:
                     unknown = isinstance(error, Unavailable) and error.outcome is Outcome.UNKNOWN
@@ -319,6 +324,11 @@ class RemoteShard:
         self.dropped = True
 
 
+def _in_doubt(error: LakehouseError) -> Unavailable:
+    """After an attempt that was not answered: whatever is said of a later one, that one may have happened."""
+    return Unavailable(f"the write may have happened: repeat it. reason=`{error}`")
+
+
 class PreferredWriter:
     """Writes for a shard that this process and others keep: at the preferred one, and here when that does not answer.
 
@@ -348,16 +358,18 @@ class PreferredWriter:
         except Unanswered:
             self._addresses.suspect(preferred)
             in_doubt = True
+        except Dropped:  # nothing was done; whether that life has ended is for this process to find out, too
+            pass
         except Unavailable as error:
             if error.outcome is Outcome.UNKNOWN:
                 raise
         left_s = max(1.0, until - self._shard.runtime.monotonic())
         try:
             return await self._shard.write(encoded, left_s)
-        except (Unavailable, Busy) as error:
+        except (Unavailable, Busy, Dropped, Corrupt) as error:
             if not in_doubt:
                 raise
-            raise Unavailable(f"the write may have happened: repeat it. reason=`{error}`") from error
+            raise _in_doubt(error) from error
 
     async def snapshot(self) -> NamedFile:
         preferred = await self._elsewhere()

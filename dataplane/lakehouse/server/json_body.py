@@ -207,6 +207,23 @@ def check_utf8(body: bytes) -> None:
             raise Invalid(f"the body is not UTF-8 at byte {error.start}") from error
 
 
+class _Consistency(msgspec.Struct):
+    """What a read says of its consistency, whatever else."""
+
+    consistency: str = ""
+
+
+_decode_consistency = msgspec.json.Decoder(_Consistency).decode
+
+
+def asks_eventual(body: bytes) -> bool:
+    """Whether a read's body asks for eventual consistency; what is wrong with it is found by who decodes it."""
+    try:
+        return _decode_consistency(body).consistency == "eventual"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
 def query_options(query: dict[str, str]) -> SearchOptions:
     """Search options from a query string.  Raises `Invalid`."""
     return from_query(query, SearchOptions)

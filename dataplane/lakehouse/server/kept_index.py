@@ -1,7 +1,8 @@
 """The one index of a process that serves no other: looked for until it lives, followed from then on.
 
 Ready means loaded and caught up with the log as it was after the start; a store that goes away later changes nothing
-about that, since reads go on.  What this module does not do: answer anybody.
+about that, since reads go on.  Now and then it removes what killed builds left: a pin of theirs keeps the log from
+being collected.  What this module does not do: answer anybody.
 """
 
 import logging
@@ -20,6 +21,8 @@ FOLLOW_S = 5.0
 
 RENEW_EVERY = 6
 """Looks at the logs between two at the records, which somebody else usually asks for (`/internal/…/renew`)."""
+SWEEP_EVERY = 720
+"""Looks between two for what killed builds left: about an hour.  Until a day has passed they are only marked."""
 
 
 class KeptIndex:
@@ -38,6 +41,8 @@ class KeptIndex:
         while True:
             looks += 1
             well = await self._look(renew=looks % RENEW_EVERY == 0)
+            if well and looks % SWEEP_EVERY == 0:
+                await self._indexes.sweep_unnamed(self._name)
             await self._runtime.sleep(FOLLOW_S if well else LOOK_S)
 
     async def _look(self, *, renew: bool) -> bool:

@@ -42,6 +42,8 @@ def serve(
     directory is taken, `Invalid` for an address that cannot be used, and what opening the store raises.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if settings.log_level != "debug":
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request that is passed on
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve_until_stopped(settings, ready, controller))
 

@@ -101,7 +101,7 @@ class VectorsApi:
 
     async def search(self, request: Request) -> Response:
         """Nearest neighbours of a vector or of a stored item."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         body = await request.body(self._body_bytes_max)
         position = _min_position(request)
         if request.media_type == BINARY:
@@ -120,7 +120,7 @@ class VectorsApi:
 
     async def search_batch(self, request: Request) -> Response:
         """Nearest neighbours of each of many vectors."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         body = await request.body(self._body_bytes_max)
         dimension = collection.params.dimension
         if request.media_type == BINARY:
@@ -155,13 +155,32 @@ class VectorsApi:
         collection = self._indexes.opened(name)
         return await self._opened(name) if collection is None else collection
 
-    async def _opened(self, name: str) -> Collection:
+    async def _readable(self, request: Request) -> Collection:
+        """What a read is answered from; an eventual one from a life that has ended while the next is loaded."""
+        name = request.params["name"]
+        collection = self._indexes.opened(name)
+        if collection is not None:
+            return collection
+        eventual = self._indexes.has_ended(name) and await self._is_eventual(request)
+        return await self._opened(name, eventual=eventual)
+
+    async def _is_eventual(self, request: Request) -> bool:
+        """Whether a read asks for no more than what was known before."""
+        if b"lakehouse-min-position" in request.headers:
+            return False
+        if request.query().get("consistency") == Consistency.EVENTUAL:
+            return True
+        if request.scope["method"] == "GET" or request.media_type == BINARY:
+            return False
+        return json_body.asks_eventual(await request.body(self._body_bytes_max))
+
+    async def _opened(self, name: str, *, eventual: bool = False) -> Collection:
         """Raises `Unavailable` rather than `NotFound` for an index that is declared and does not live yet."""
         self._check_here(name)
         declared = self._declared(name)
         check_served(declared, name)
         try:
-            return await self._indexes.open(name)
+            return await self._indexes.open(name, eventual=eventual)
         except NotFound as error:
             if declared is None:
                 raise
@@ -218,7 +237,7 @@ class VectorsApi:
 
     async def get(self, request: Request) -> Response:
         """One index: its parameters and length, after every write acknowledged before."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         headers = await _fresh(collection, _consistency(request), _min_position(request))
         return json_response(_described(collection), 200, _at(collection.position) + headers)
 
@@ -272,7 +291,7 @@ class VectorsApi:
 
     async def item(self, request: Request) -> Response:
         """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         headers = await _fresh(collection, _consistency(request), _min_position(request))
         item = await collection.item(request.params["id"], consistency=Consistency.EVENTUAL)
         if BINARY in media_types(request.headers.get(b"accept", b"")):
@@ -281,7 +300,7 @@ class VectorsApi:
 
     async def scroll(self, request: Request) -> Response:
         """A page of items in the order of their ids."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         asked: ScrollBody = decode_scroll(await self._body(request))
         limit = asked.limit if asked.limit is not None and asked.limit > 0 else SCROLL_DEFAULT
         headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
@@ -295,7 +314,7 @@ class VectorsApi:
 
     async def count(self, request: Request) -> Response:
         """How many items match."""
-        collection = await self._collection(request)
+        collection = await self._readable(request)
         asked: ReadBody = decode_read(await self._body(request))
         headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
         wanted = await self._wanted(collection, asked.filter)

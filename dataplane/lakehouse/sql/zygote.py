@@ -5,6 +5,7 @@ no file.  It reads no SQL.  For each request on its socket it forks a worker ont
 answers with a descriptor of that process.  What it does not do: wait for workers; the kernel reaps them.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import duckdb
+import numpy.ma  # noqa: F401 - pyarrow asks numpy for it when it converts, and a worker may read no file
 import pyarrow as pa
 import pyarrow.dataset
 
@@ -63,21 +65,30 @@ def _step_back() -> None:
 
 
 def _serve_forks(control: socket.socket, engine: Engine, readable: Path, examples: Examples) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.disable()  # a worker lives for one query, and a collection would touch every page it shares
     while True:
         data, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
             return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a worker that ended at once still gets its descriptor
         pid = os.fork()
         if pid == 0:
             control.close()
             serve(engine, socket.socket(fileno=fds[0]), readable, partial(rehearse, examples))
         os.close(fds[0])
         process = os.pidfd_open(pid)
+        _let_the_kernel_reap()
         socket.send_fds(control, [str(pid).encode()], [process])
         os.close(process)
+
+
+def _let_the_kernel_reap() -> None:
+    """Workers that end from now on, and at once those that ended since the last fork began."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def _threads() -> str:

@@ -113,12 +113,12 @@ class Machine:
     def spawn(self, name: str, *command: str) -> None:
         """Start a program that stays; its output goes to log/<name>.log."""
         with (self.directory / "log" / f"{name}.log").open("ab") as output:
-            subprocess.Popen(
-                self.inside(*command),
+            subprocess.run(
+                ["setsid", "--fork", *self.inside(*command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                check=True,
             )
 
     def processes(self, program: str) -> list[int]:
