@@ -12,6 +12,7 @@ import pytest
 from lakehouse.core.errors import Busy, Corrupt, LakehouseError, NotFound, StorageFull, Unavailable
 from lakehouse.sql import service as service_module
 from lakehouse.sql.execution import Execution, Query, State
+from lakehouse.sql.workers import WorkerPool
 from sql_lake import Lake, products
 
 FOREVER = "SELECT sum(i) FROM range(100000000000000) t(i)"
@@ -46,6 +47,29 @@ def test_a_cancelled_query_is_gone_at_once(lake: Lake) -> None:
     until(lambda: lake.workers[-1].gone_at is not None)
     with pytest.raises(NotFound):
         lake.service.get(execution.id)
+
+
+def test_a_worker_that_dies_while_its_walls_are_tried_does_not_turn_sql_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, lost = WorkerPool.probe, []
+
+    async def first_killed(pool: WorkerPool) -> dict[str, str]:
+        if not lost:
+            async with pool.worker() as worker:
+                lost.append(worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+                await worker.receive()
+        return await probe(pool)
+
+    monkeypatch.setattr(WorkerPool, "probe", first_killed)
+    lake = Lake(tmp_path)
+    try:
+        assert lake.call(lake.service.begin(Query("SELECT 1"))).state is not State.FAILED
+        assert lost
+        assert lake.service.checks()["sql"] == "ok"
+    finally:
+        lake.close()
 
 
 def test_a_query_cancelled_before_its_first_step_ends_too(lake: Lake) -> None:

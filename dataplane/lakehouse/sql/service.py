@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 START_AFTER_S = 3.0
 """Loading DuckDB and trying the walls takes two seconds of CPU: not while a process starts, unless a query asks."""
+PROBES_MAX = 3
+"""Workers that are asked about their walls before SQL stays off: one may be killed for memory that is short."""
 PARSE_S = 10.0
 """Most that parsing may take; a megabyte of SQL takes well under one second."""
 TIMEOUT_S_MIN = 0.001
@@ -129,7 +131,7 @@ class SqlService:
             await self._cache.start()
             await self._runtime.run_io(_emptied, self._results)
             await self._pool.start()
-            self._report = await self._pool.probe()
+            self._report = await self._probed()
         except (LakehouseError, OSError, TimeoutError) as error:
             self._refusal = str(error) or type(error).__name__
         else:
@@ -138,6 +140,15 @@ class SqlService:
                 self._refusal = f"its workers are not confined here. walls=`{', '.join(broken)}`"
         if self._refusal:
             logger.error("sql is off. reason=%s", self._refusal)
+
+    async def _probed(self) -> Mapping[str, str]:
+        """What a worker says of its walls; one that is lost on the way says nothing about them."""
+        for _ in range(PROBES_MAX - 1):
+            try:
+                return await self._pool.probe()
+            except (WorkerGone, TimeoutError) as error:
+                logger.warning("a sql worker was lost while it was tried: trying another. error=%s", error)
+        return await self._pool.probe()
 
     def checks(self) -> Mapping[str, str]:
         """What holds: `sql` is `ok`, `starting` or the reason why not; then each wall of the sandbox."""
