@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lakehouse.control.state import REACHABLE, StoreState
+from lakehouse.control.state import REACHABLE, SECRET_NOT_READABLE, StoreState
 from lakehouse.core.errors import (
     BucketNotFound,
     Corrupt,
@@ -53,7 +53,7 @@ ATTEMPTS = 2
 """Looks that must fail before a bucket that was there counts as away: one may meet a connection that just ended."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TOKEN_KEY = "AWS_SESSION_TOKEN"
-SECRET_LOST = ("SecretNotFound", "SecretNotReadable")
+SECRET_LOST = ("SecretNotFound", SECRET_NOT_READABLE)
 """With a namespace go its Secrets, and the Role that let us read them, before what waits for us."""
 UNKNOWN = StoreState(None, "Pending", "the bucket has not been looked at yet")
 
@@ -252,7 +252,9 @@ class Buckets:
         except _NoSecretError as error:
             return StoreState(False, error.reason, error.detail)
         except Denied as error:
-            return StoreState(False, "SecretNotReadable", error.message)
+            if bucket.state.reason == "SecretNotFound":  # it was gone before we lost the right to look
+                return bucket.state
+            return StoreState(False, SECRET_NOT_READABLE, error.message)
         except Unavailable:  # the API server is away: that says nothing about the bucket
             if bucket.store is None:
                 raise

@@ -47,6 +47,7 @@ from lakehouse.control.plan import (
 )
 from lakehouse.control.state import (
     ADOPT_ANNOTATION,
+    SECRET_NOT_READABLE,
     LastDrain,
     ObservedBootstrap,
     ObservedTarget,
@@ -647,6 +648,11 @@ def test_delete_waits_for_the_store_but_not_for_ever() -> None:
         gone = decide(resource, unborn(store=StoreState(False, reason)))
         assert gone.actions == (RemoveResource(),)
         assert gone.events[0].reason == "CleanupSkipped"
+    refused = unborn(store=StoreState(False, SECRET_NOT_READABLE))
+    asked = resource.meta.deletion_requested_at
+    assert asked is not None
+    assert decide(resource, refused, asked + rounds.DENIED_DEADLINE / 2).actions == ()
+    assert decide(resource, refused, asked + rounds.DENIED_DEADLINE).actions == (RemoveResource(),)
     failed = failure(DropIndex(), at=NOW)
     held = decide(resource, seen(failures=(failed,)))
     assert (held.actions, held.requeue_after_s) == ((), 5)

@@ -52,7 +52,8 @@ def test_a_cancelled_query_is_gone_at_once(lake: Lake) -> None:
 def test_a_worker_that_dies_while_its_walls_are_tried_does_not_turn_sql_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe, lost = WorkerPool.probe, []
+    probe = WorkerPool.probe
+    lost: list[int] = []
 
     async def first_killed(pool: WorkerPool) -> dict[str, str]:
         if not lost:

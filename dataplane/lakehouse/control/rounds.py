@@ -21,7 +21,15 @@ from lakehouse.control.plan import (
     RemoveResource,
     StopWork,
 )
-from lakehouse.control.state import PAUSE_ANNOTATION, Act, Failure, Resource, Running, StoreState
+from lakehouse.control.state import (
+    PAUSE_ANNOTATION,
+    SECRET_NOT_READABLE,
+    Act,
+    Failure,
+    Resource,
+    Running,
+    StoreState,
+)
 
 S = TypeVar("S")
 
@@ -37,6 +45,8 @@ UNREACHABLE_S = 10.0
 """While the store does not answer."""
 DELETION_DEADLINE = timedelta(minutes=10)
 """Cleaning up that has not worked for so long is skipped, so that a namespace can always be deleted."""
+DENIED_DEADLINE = timedelta(seconds=30)
+"""The same where our right to read the credentials is gone: most often a namespace is going, and took it along."""
 
 
 def backoff_s(attempts: int) -> float:
@@ -181,7 +191,8 @@ def deletion(
     nothing is removed.  What is `unreadable` is left, for nobody knows whose it is, and that is told.
     """
     asked = resource.meta.deletion_requested_at or now
-    remaining = (asked + DELETION_DEADLINE - now).total_seconds()
+    patience = DENIED_DEADLINE if store.reason == SECRET_NOT_READABLE else DELETION_DEADLINE
+    remaining = (asked + patience - now).total_seconds()
     tried = cleanup is not None and failure_of(failures, cleanup.act) is not None
     told: list[Event] = []
     actions: list[Action] = []

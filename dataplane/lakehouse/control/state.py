@@ -116,6 +116,10 @@ class Failure:
     """How often in a row, ≥ 1; the wait before the next attempt doubles with it."""
 
 
+SECRET_NOT_READABLE = "SecretNotReadable"
+"""The reason of a store whose credentials the API server refuses to show."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreState:
     """Whether the bucket or directory answers."""
