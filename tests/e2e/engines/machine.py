@@ -247,11 +247,14 @@ def remove_tree(directory: Path, keep: Sequence[str] = ()) -> None:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks: with the id, a name that is never given twice."""
+    """When a process began, in clock ticks: with the id, a name that is never given twice; "" when it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return (
+        "" if state == "Z" else rest[18]
+    )  # a zombie waits for us, who started it, and holds nothing any more
 
 
 def _is(entry: Path, namespace: Path, program: str) -> bool:
