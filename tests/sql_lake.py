@@ -217,6 +217,13 @@ def products(rows: int = ROWS, start: int = 0) -> pa.Table:
     )
 
 
+def _has_files(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/fd").exists()
+    except ProcessLookupError:  # it ended between the look-up of its folder and of what is in it
+        return False
+
+
 def _status(pid: int, name: str) -> int:
     try:
         text = Path(f"/proc/{pid}/status").read_text()
@@ -235,7 +242,7 @@ def _limits(pid: int) -> dict[str, str]:
 
 
 def _follow(seen: Watched) -> None:
-    while (peak := _status(seen.pid, "VmPeak")) or Path(f"/proc/{seen.pid}/fd").exists():
+    while (peak := _status(seen.pid, "VmPeak")) or _has_files(seen.pid):
         seen.peak = max(seen.peak, peak)
         seen.limits = _limits(seen.pid) or seen.limits
         time.sleep(0.01)

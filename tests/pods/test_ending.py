@@ -27,7 +27,11 @@ def test_ending_drains_and_a_second_signal_does_not_wait(minio: MinioServer, tmp
             try:
                 item = {"items": [{"id": f"i{served}", "vector": [1.0] * DIMENSION}]}
                 answer = httpx.post(f"{drained.url}{PATH}/add", json=item, timeout=30)
-            except httpx.ConnectError:
+            except (
+                httpx.ConnectError,
+                httpx.ReadError,
+                httpx.RemoteProtocolError,
+            ):  # it has stopped listening
                 break
             assert answer.status_code == 200, answer.text
             assert answer.headers["connection"] == "close"
