@@ -41,7 +41,7 @@ from lakehouse.index.predicate import Predicate
 from lakehouse.index.shard_index import ShardIndex
 from lakehouse.index.view import IndexView
 from lakehouse.placed_shard import EVENTUAL, STRONG, Ask, Freshness, LocalShard, PlacedShard
-from lakehouse.placement import Placement, placed
+from lakehouse.placement import Pods, placed
 from lakehouse.runtime import Runtime
 from lakehouse.shard import Shard
 from lakehouse.snapshots import SnapshotRef, image_of, write_image
@@ -62,7 +62,7 @@ class Collection:
         settings: EngineSettings,
         name: str,
         record: Incarnation,
-        placement: Placement | None = None,
+        placement: Pods | None = None,
     ) -> None:
         """`placement` says where its shards are; without it all are in this process."""
         assert record.params is not None

@@ -9,11 +9,14 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
+from lakehouse.control.state import SnapshotRecord
 from lakehouse.core import named, names
 from lakehouse.core.errors import Corrupt, NotFound
 from lakehouse.core.named import NamedFile
+from lakehouse.core.types import Position
 from lakehouse.store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,20 @@ class NamedSnapshot:
     def keys(self) -> tuple[str, ...]:
         """Its files in the order of shards: what `restore` takes."""
         return tuple(file.key for file in sorted(self.files, key=lambda file: file.shard))
+
+
+def record_of(store: ObjectStore, index: str, found: NamedSnapshot, completed_at: datetime) -> SnapshotRecord:
+    """As decisions see it: one file by its own URI, several by that of the record that names them."""
+    files = sorted(found.files, key=lambda file: file.shard)
+    record = names.named_snapshot_key(index, found.incarnation, found.name)
+    return SnapshotRecord(
+        uri=f"{store.url.rstrip('/')}/{files[0].key if len(files) == 1 else record}",
+        digest=".".join(file.digest for file in files),
+        position=str(Position(found.incarnation, tuple(file.sequence for file in files))),
+        items=found.items,
+        size=found.size,
+        completed_at=completed_at,
+    )
 
 
 async def lives(store: ObjectStore, name: str) -> list[UUID]:

@@ -23,7 +23,7 @@ from lakehouse.engine_settings import EngineSettings
 from lakehouse.errands import Errands
 from lakehouse.following import observe
 from lakehouse.log import Backoff
-from lakehouse.placement import Placement
+from lakehouse.placement import Pods
 from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
 
@@ -55,7 +55,7 @@ class Opened:
         runtime: Runtime,
         settings: EngineSettings | None = None,
         *,
-        placement: Placement | None = None,
+        placement: Pods | None = None,
         read_only: ReadOnly = writable,
     ) -> None:
         """`placement` says which shards this process keeps; without it all.

@@ -1,11 +1,10 @@
 """Which shards of which index this process keeps, and where the others are asked for.
 
-A process alone keeps every shard of every index and asks nobody: `Placement` is None there.  Of several that keep the
+A process alone keeps every shard of every index and asks nobody: the placement is None there.  Of several that keep the
 same shards (`peers`), one is preferred for writing.  A pod keeps one shard of one index and asks the others' pods.
 What this module does not do: open, ask or write.
 """
 
-from typing import Protocol
 from uuid import UUID
 
 from lakehouse.core.incarnation import Incarnation
@@ -18,41 +17,6 @@ from lakehouse.runtime import Runtime
 from lakehouse.settings import SHARD_FIELD
 from lakehouse.shard import Shard
 from lakehouse.store.base import ObjectStore
-
-
-class Placement(Protocol):
-    """Makes the shards of an index."""
-
-    def shard(
-        self,
-        store: ObjectStore,
-        runtime: Runtime,
-        settings: EngineSettings,
-        name: str,
-        record: Incarnation,
-        number: int,
-    ) -> PlacedShard:
-        """One shard of one life, not opened yet."""
-        ...
-
-
-def placed(
-    placement: Placement | None,
-    store: ObjectStore,
-    runtime: Runtime,
-    settings: EngineSettings,
-    name: str,
-    record: Incarnation,
-) -> tuple[PlacedShard, ...]:
-    """All shards of a life."""
-    if placement is None:
-        return tuple(
-            LocalShard(Shard(store, runtime, settings, name, record, number))
-            for number in range(record.shards)
-        )
-    return tuple(
-        placement.shard(store, runtime, settings, name, record, number) for number in range(record.shards)
-    )
 
 
 class Neighbours:
@@ -82,7 +46,8 @@ class Pods:
     """The placement of one process among several.
 
     `peers` is where all processes that keep what this one keeps are found.  With `index` and `shard` this one keeps
-    that shard alone, and the others of the index are at `shard_url`, in which `{shard}` stands for their number.
+    that shard alone, and the others of the index are at `shard_url`, in which `{shard}` stands for their number.  With
+    `shard_url` alone it keeps none: every shard of every index is kept by others, there.
     """
 
     def __init__(
@@ -109,6 +74,7 @@ class Pods:
         record: Incarnation,
         number: int,
     ) -> PlacedShard:
+        """One shard of one life, not opened yet."""
         near = self._neighbours
         if self._is_elsewhere(name, number):
             assert self._shard_url is not None
@@ -123,24 +89,25 @@ class Pods:
         return LocalShard(shard, PreferredWriter(shard, remote, where, near.calls, key))
 
     def _is_elsewhere(self, name: str, number: int) -> bool:
-        return self._shard is not None and name == self._index and number != self._shard
+        if self._shard is None:
+            return self._shard_url is not None
+        return name == self._index and number != self._shard
 
 
-class Elsewhere:
-    """Every shard is kept by others, at `shard_url`."""
-
-    def __init__(self, neighbours: Neighbours, shard_url: str) -> None:
-        self._neighbours = neighbours
-        self._shard_url = shard_url
-
-    def shard(
-        self,
-        store: ObjectStore,
-        runtime: Runtime,
-        settings: EngineSettings,
-        name: str,
-        record: Incarnation,
-        number: int,
-    ) -> PlacedShard:
-        where = self._neighbours.at(self._shard_url.replace(SHARD_FIELD, str(number)))
-        return RemoteShard(store, runtime, settings, name, record, number, where, self._neighbours.calls)
+def placed(
+    placement: Pods | None,
+    store: ObjectStore,
+    runtime: Runtime,
+    settings: EngineSettings,
+    name: str,
+    record: Incarnation,
+) -> tuple[PlacedShard, ...]:
+    """All shards of a life."""
+    if placement is None:
+        return tuple(
+            LocalShard(Shard(store, runtime, settings, name, record, number))
+            for number in range(record.shards)
+        )
+    return tuple(
+        placement.shard(store, runtime, settings, name, record, number) for number in range(record.shards)
+    )

@@ -12,14 +12,14 @@ from typing import Any
 
 from lakehouse import lives, named_snapshots
 from lakehouse.catalog import Catalog
-from lakehouse.control import plan
+from lakehouse.control import index_snapshot, plan
 from lakehouse.control.kinds import VECTOR_INDEX, IndexSnapshotSpec, VectorIndexSpec
 from lakehouse.control.plan import Action
 from lakehouse.control.state import Act, LastDrain, ObservedIndex, Resource
 from lakehouse.core.errors import Conflict, Denied, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.loop.work import DeadlineExceeded, Work
 from lakehouse.store.base import ObjectStore
-from lakehouse_operator import finalizers, jobs, names, resources, snapshots
+from lakehouse_operator import finalizers, jobs, names, resources
 from lakehouse_operator.cache import Key
 from lakehouse_operator.children import Children
 from lakehouse_operator.kube import DEPLOYMENT, INDEX_SNAPSHOT, JOB, Body, Exists
@@ -144,7 +144,7 @@ class Actor:
                 case plan.DropDataset():
                     await _absent_is_well(Catalog(store, runtime).drop(name))
                 case plan.DeleteSnapshotFiles():
-                    life = snapshots.life_of(resource.status)
+                    life = index_snapshot.life_of(resource.status)
                     await _absent_is_well(named_snapshots.delete(store, action.index, action.name, life))
                 case _:
                     raise NotImplementedError(f"no way to apply {action.act}")

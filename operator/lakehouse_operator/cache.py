@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from lakehouse.control import kinds
-from lakehouse.control.kinds import DATASET, INDEX_SNAPSHOT, VECTOR_INDEX
+from lakehouse.control import facts, kinds
+from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.control.state import GROUP, INDEX_LABEL, Meta, Resource
 from lakehouse.core.errors import Invalid
 from lakehouse_operator.kube import Body, stripped
@@ -188,7 +188,9 @@ class Cache:
 
     def _related(self, key: Key, mine: Resource[Any] | None, other: Key) -> bool:
         theirs = self.parsed(other)
-        return (theirs is not None and _refers(theirs, key)) or (mine is not None and _refers(mine, other))
+        return (theirs is not None and facts.refers(theirs, key[0], key[2])) or (
+            mine is not None and facts.refers(mine, other[0], other[2])
+        )
 
 
 def owners(body: Mapping[str, Any]) -> set[Key]:
@@ -204,20 +206,6 @@ def owners(body: Mapping[str, Any]) -> set[Key]:
         if label in labels:
             found.add((kind, namespace, labels[label]))
     return found
-
-
-def _refers(resource: Resource[Any], key: Key) -> bool:
-    """Whether a spec names another resource (of its own namespace)."""
-    spec, (kind, _, name) = resource.spec, key
-    if resource.kind == INDEX_SNAPSHOT:
-        return kind == VECTOR_INDEX and spec.index == name
-    if resource.kind != VECTOR_INDEX:
-        return False
-    if kind == DATASET:
-        return spec.source is not None and spec.source.dataset == name
-    if kind == VECTOR_INDEX:
-        return spec.drain is not None and spec.drain.into == name
-    return spec.bootstrap is not None and spec.bootstrap.name == name
 
 
 def _places(key: Key, body: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

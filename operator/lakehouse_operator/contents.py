@@ -6,7 +6,8 @@ own answers for the index itself (`looks`), or keep anything but what `records` 
 
 from dataclasses import dataclass
 
-from lakehouse.control.kinds import VECTOR_INDEX, VectorIndexSpec
+from lakehouse.control import facts
+from lakehouse.control.kinds import VECTOR_INDEX, Drain, VectorIndexSpec
 from lakehouse.control.state import ObservedSource, ObservedTarget, Resource, StoreState
 from lakehouse.core.errors import Corrupt, Unavailable
 from lakehouse.core.incarnation import Incarnation
@@ -86,7 +87,7 @@ class Contents:
             record = None if store is None else await self._records.current(store, name)
         except Corrupt:
             record = None
-        life = looks.life_of(record)
+        life = facts.life(record)
         if life is None:
             return ObservedTarget(False, read_only=other.spec.read_only, chain=chain)
         pods = await self._pods.states(namespace, name)
@@ -101,13 +102,9 @@ class Contents:
 
     def _chain(self, namespace: str, name: str) -> tuple[str, ...]:
         """Where draining goes on to from `name`, up to the first name that comes again."""
-        chain: list[str] = []
-        while True:
-            entry = self._parts.cache.parsed((VECTOR_INDEX, namespace, name))
-            drain = None if entry is None else entry.spec.drain
-            if drain is None:
-                return tuple(chain)
-            name = drain.into
-            if name in chain:
-                return (*chain, name)
-            chain.append(name)
+
+        def drain_of(index: str) -> Drain | None:
+            entry = self._parts.cache.parsed((VECTOR_INDEX, namespace, index))
+            return None if entry is None else entry.spec.drain
+
+        return facts.drain_chain(name, drain_of)

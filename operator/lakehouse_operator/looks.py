@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lakehouse.control.state import Failure, Life
+from lakehouse.control.state import Failure
 from lakehouse.core.errors import Invalid
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Position
@@ -46,13 +46,6 @@ class Served:
     ef_search: int | None = None
     behind: int = 0
     """Pods that serve the life before, until they have loaded the one that counts."""
-
-
-def life_of(record: Incarnation | None) -> Life | None:
-    """As decisions see a record."""
-    if record is None or not record.alive or record.params is None:
-        return None
-    return Life(record.params, record.shards, record.owner, record.origin or {})
 
 
 def remembered(status: Mapping[str, Any], shards: int) -> Incarnation | None:

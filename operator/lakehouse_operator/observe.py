@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lakehouse.control import conditions, index_snapshot
+from lakehouse.control import conditions, facts, index_snapshot
 from lakehouse.control.conditions import ConditionType
 from lakehouse.control.kinds import (
     INDEX_SNAPSHOT,
@@ -113,7 +113,7 @@ class Observer:
         pods = await self._renewed(namespace, name, record, await self._pods.states(namespace, name))
         identity = f"{self._parts.identity}/{namespace}/{name}"
         deployments = self._deployments(resource)
-        life = looks.life_of(stored.record)
+        life = facts.life(stored.record)
         suspended = looks.is_suspended(deployments, asked=spec.suspend, alive=life is not None)
         wanted = self._wanted(resource, stored.state, life, identity, deployments, suspended=suspended)
         hold = rollout.waits_for((namespace, name), self._parts.cache.resources(DEPLOYMENT), self._release)
@@ -331,7 +331,7 @@ class Observer:
         except Unavailable as error:
             self._buckets.suspect(namespace, self._storage_of(namespace, index))
             return ObservedIndexSnapshot(unreachable(error), **always)
-        life = looks.life_of(alive)
+        life = facts.life(alive)
         serving = False
         if found is None and life is not None:
             pods = await self._pods.states(namespace, index)

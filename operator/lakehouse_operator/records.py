@@ -4,15 +4,13 @@ A record and a version are written once and never changed, so each is read once 
 What this module does not do: write anything.
 """
 
-from collections.abc import Mapping
-
 from lakehouse.catalog import Catalog
+from lakehouse.control import facts
 from lakehouse.control.kinds import DATASET, VectorIndexSpec
 from lakehouse.control.state import ObservedSource, Resource
 from lakehouse.core import incarnation, names
 from lakehouse.core.errors import Corrupt, NotFound, Unavailable
 from lakehouse.core.incarnation import Incarnation
-from lakehouse.core.manifest import Manifest
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.storage import Buckets
@@ -79,13 +77,4 @@ async def newest_version(
         found = await Catalog(store, parts.runtime).manifest(dataset)
     except (NotFound, Corrupt):
         return None
-    return source_of(found, vector_column)
-
-
-def source_of(newest: Manifest, vector_column: str) -> ObservedSource:
-    """What a version says of its columns, and of the vectors in one of them."""
-    columns = {} if newest.schema is None else {field.name: field.type for field in newest.schema.fields}
-    stats: Mapping[str, object] = (newest.stats or {}).get(vector_column, {})
-    shortest, longest, nulls = (stats.get(name) for name in ("length_min", "length_max", "null_count"))
-    lengths = (shortest, longest) if isinstance(shortest, int) and isinstance(longest, int) else None
-    return ObservedSource(newest.version, columns, lengths, nulls if isinstance(nulls, int) else None)
+    return facts.source(found, vector_column)

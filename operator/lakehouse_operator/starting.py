@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lakehouse.catalog import Catalog
-from lakehouse.control import plan, rounds
+from lakehouse.control import index_snapshot, plan, rounds
 from lakehouse.control.kinds import DATASET, INDEX_SNAPSHOT, DatasetSpec, VectorIndexSpec
 from lakehouse.control.plan import Action
 from lakehouse.control.state import LastRefresh, RefreshResult, Resource
@@ -139,7 +139,7 @@ class Starter:
         found = self._parts.cache.parsed((INDEX_SNAPSHOT, str(resource.meta.namespace), action.snapshot))
         if found is None:
             raise NotFound(f"no such IndexSnapshot. name=`{action.snapshot}`")
-        uri, life = str(found.status.get("uri", "")), snapshots.life_of(found.status)
+        uri, life = str(found.status.get("uri", "")), index_snapshot.life_of(found.status)
         if life is None or not uri.startswith(f"{store.url}/"):
             return None, uri
         named = await snapshots.files_of(store, found.spec.index, action.snapshot, life)

@@ -7,14 +7,13 @@ every life in the bucket is read only when something would go.  What this module
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from lakehouse import lives
 from lakehouse.catalog import Catalog
+from lakehouse.control import facts
 from lakehouse.control.kinds import VECTOR_INDEX
 from lakehouse.control.state import DatasetVersion
-from lakehouse.core import manifest as manifests
 from lakehouse.core import names
 from lakehouse.core.errors import Corrupt, Invalid, NotFound
 from lakehouse.store.base import ObjectStore
@@ -42,20 +41,11 @@ async def of_dataset(parts: Parts, store: ObjectStore, namespace: str, name: str
         numbers = tuple(await catalog.versions(name))
     except NotFound:
         return Found()
-    current = DatasetVersion(
-        newest.version,
-        manifests.version_key(name, newest.version),
-        newest.schema_fingerprint,
-        newest.row_count,
-        newest.bytes,
-        len(newest.objects),
-        datetime.fromisoformat(newest.created_at) if newest.created_at else None,
-    )
     pinned = frozenset(_declared(parts.cache.resources(VECTOR_INDEX, namespace), name))
     pinned |= frozenset(_building(parts.cache.resources(JOB, namespace), name))
     if set(numbers[:-keep]) - pinned:
         pinned |= await _living(store, name)
-    return Found(current, numbers, pinned)
+    return Found(facts.version(newest), numbers, pinned)
 
 
 def _declared(bodies: Iterable[Mapping[str, Any]], dataset: str) -> Iterable[int]:

@@ -6,8 +6,8 @@ Nobody runs pods here: a test that needs one is the kubelet itself.
 import asyncio
 import base64
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,14 @@ from lakehouse_operator.main import Operator
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.settings import Settings
 from minio_server import MinioServer
+from operator_frame import running
 from operator_frame.running import Place, condition
 
 SECRET = "lake-s3"
 SOON_S = 180.0
 """Processes start on a machine that is busy with other tests; no test passes or fails by time."""
+until = functools.partial(running.until, soon_s=SOON_S)
 IMAGE = "registry.example/lakehouse:1"
-
-
-async def until(check: Callable[[], Any], what: str = "") -> Any:
-    """The first true answer of `check`, which may be asynchronous."""
-    deadline = time.monotonic() + SOON_S
-    while True:
-        found = check()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"never: {what or check}"
-        await asyncio.sleep(0.05)
 
 
 def installed(where: Place, minio: MinioServer, **more: Any) -> Settings:

@@ -1,6 +1,7 @@
 """What pods' answers come to: an index serves when every shard has a pod that says so now, and not otherwise."""
 
 from cluster_samples import BEFORE, LIFE, deployment, pod, record
+from lakehouse.control import facts
 from lakehouse_operator import looks, names, resources
 from lakehouse_operator.pods import state_of
 
@@ -54,7 +55,7 @@ def test_ef_search_is_what_is_not_asked_for_as_long_as_one_pod_uses_it() -> None
 
 def test_nothing_is_served_where_nothing_lives() -> None:
     assert not looks.served(None, [pod()], 1, 64).serving
-    assert looks.life_of(None) is None
+    assert facts.life(None) is None
 
 
 def test_a_bucket_that_is_away_does_not_hide_what_pods_say() -> None:

@@ -23,9 +23,9 @@ SOON_S = 120.0
 """Far above what anything takes: a machine that is busy with other tests is no failure."""
 
 
-async def until(check: Callable[[], Any], what: str = "") -> Any:
+async def until(check: Callable[[], Any], what: str = "", soon_s: float = SOON_S) -> Any:
     """The first true answer of `check`, which may be asynchronous."""
-    deadline = time.monotonic() + SOON_S
+    deadline = time.monotonic() + soon_s
     while True:
         found = check()
         if asyncio.iscoroutine(found):

@@ -17,7 +17,7 @@ from lakehouse.core import names
 from lakehouse.core.types import Consistency
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.indexes import Indexes
-from lakehouse.placement import Elsewhere, Neighbours
+from lakehouse.placement import Neighbours, Pods
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.memory import MemoryStore
 from lakehouse.store.open import open_store
@@ -290,7 +290,9 @@ async def test_an_index_that_is_wholly_elsewhere_is_exported_and_copied(
     near = Neighbours(runtime, PEER_KEY)
     record = await incarnations.current(store, "products")
     assert record is not None
-    far = Collection(store, runtime, EngineSettings(), "products", record, Elsewhere(near, pods.shard_url))
+    far = Collection(
+        store, runtime, EngineSettings(), "products", record, Pods(near, shard_url=pods.shard_url)
+    )
     await far.open()
     await far.refresh(Consistency.STRONG)
     assert (far.length, far.shard_list, far.is_whole) == (ITEMS, (), False)

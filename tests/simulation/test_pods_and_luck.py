@@ -11,11 +11,11 @@ import pytest
 
 from lakehouse import beginning, building
 from lakehouse.core import names
-from lakehouse.core.errors import Conflict, Dropped, LakehouseError, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import Conflict, Dropped, LakehouseError, Outcome, Unavailable
 from lakehouse.core.types import Consistency
 from lakehouse.server import kept_index
 from lakehouse.testing.history import Lost, Since
-from lakehouse.testing.schedules import HEAL_S, OPERATIONS, PARAMS, Client, batch, planned
+from lakehouse.testing.schedules import HEAL_S, OPERATIONS, PARAMS, Client, batch, planned, succeeded
 from lakehouse.testing.world import Fault, Process, World, run, simulated_settings
 from simulated_pods import Net, values
 
@@ -30,16 +30,6 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def _expected(task: "asyncio.Task[object]") -> bool:
-    """Whether a request succeeded; an error that no weather explains is raised."""
-    if task.cancelled():
-        return False
-    error = task.exception()
-    if error is not None and not isinstance(error, Unavailable | NotFound):
-        raise error
-    return error is None
-
-
 class PodClient(Client):
     """A client whose reads go through the pods' own protocol."""
 
@@ -47,7 +37,7 @@ class PodClient(Client):
         process = self.fleet.pick()
         task = process.run(values(process, sorted(self.histories)))
         await asyncio.wait([task])
-        if not _expected(task):
+        if not succeeded(task):
             return
         found, strong = task.result()
         for item_id, value in found.items():
@@ -65,7 +55,7 @@ async def watch(net: Net, clients: list[PodClient], span_s: float) -> None:
         process = net.pick()
         task = process.run(_read_all(process, before))
         await asyncio.wait([task])
-        _expected(task)
+        succeeded(task)
 
 
 async def _read_all(process: Process, before: list[Since]) -> None:
@@ -88,11 +78,11 @@ async def rebuild(net: Net, span_s: float) -> None:
             job.crash()
             await asyncio.wait([task])
         if not task.cancelled() and not isinstance(task.exception(), Conflict):
-            _expected(task)
+            succeeded(task)
         process = net.pick()
         renewing = process.run(process.indexes.renewed(PARAMS.name))
         await asyncio.wait([renewing])
-        _expected(renewing)
+        succeeded(renewing)
         job.crash()
 
 

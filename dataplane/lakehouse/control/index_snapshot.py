@@ -8,6 +8,7 @@ when snapshots are taken (`snapshot_schedule`).
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from lakehouse.control import conditions, rounds
 from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown
@@ -32,6 +33,12 @@ def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnap
     waits = [] if _is_final(complete) else _waits(resource, observed, remaining, now)
     fields = _fields(resource, observed, complete)
     return rounds.plan(resource, fields, found, actions, waits, now, failures=observed.failures)
+
+
+def life_of(status: Mapping[str, Any]) -> UUID | None:
+    """The life of its index that an IndexSnapshot was taken of; None before it was."""
+    position = str(status.get("position", ""))
+    return UUID(hex=position.partition(":")[0]) if position else None
 
 
 def state_of(status: Mapping[str, Any]) -> SnapshotState:

@@ -6,15 +6,14 @@ anyone can see, because content comes first and its record last.  What this modu
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from uuid import UUID
 
 from lakehouse import building
-from lakehouse.control import plan
+from lakehouse.control import index_snapshot, plan
 from lakehouse.control.kinds import (
     DATASET,
     INDEX_SNAPSHOT,
@@ -190,7 +189,7 @@ class Actor:
         entry = self._registry.get((INDEX_SNAPSHOT, snapshot))
         if entry is None:
             raise NotFound(f"no such IndexSnapshot. name=`{snapshot}`")
-        life = _life_of(entry.seen.status)
+        life = index_snapshot.life_of(entry.seen.status)
         for found in await self._parts.indexes.named_snapshots(entry.resource.spec.index):
             if found.name == snapshot and found.incarnation == life:
                 return found.keys
@@ -279,7 +278,7 @@ class Actor:
         self, action: plan.DeleteSnapshotFiles, resource: Resource[IndexSnapshotSpec]
     ) -> None:
         """Those of the life that it was taken of; another life may have a snapshot of the same name."""
-        life = _life_of(resource.status)
+        life = index_snapshot.life_of(resource.status)
         await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
 
     async def _take_snapshot(self, action: plan.TakeSnapshot) -> None:
@@ -296,12 +295,6 @@ class Actor:
                 f"the snapshot took longer than {action.deadline_s:g} s. name=`{action.name}`",
                 outcome=Outcome.NOT_COMMITTED,
             ) from error
-
-
-def _life_of(status: Mapping[str, Any]) -> UUID | None:
-    """The life of its index that an IndexSnapshot was taken of; None before it was."""
-    position = str(status.get("position", ""))
-    return UUID(hex=position.partition(":")[0]) if position else None
 
 
 async def _absent_is_well(act: Awaitable[object]) -> None:

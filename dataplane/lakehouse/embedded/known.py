@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lakehouse.control import kinds, packaged
+from lakehouse.control import facts, kinds, packaged
 from lakehouse.control.crd import Definition
-from lakehouse.control.kinds import DATASET, INDEX_SNAPSHOT, VECTOR_INDEX
 from lakehouse.control.state import Meta, Resource
 from lakehouse.core.errors import NotFound
 from lakehouse.resources import Resource as Stored
@@ -89,21 +88,8 @@ class Registry:
         found = set()
         for other, entry in self._known.items():
             if other != key and (
-                _refers(entry.resource, kind, name)
-                or ((mine := self._known.get(key)) is not None and _refers(mine.resource, *other))
+                facts.refers(entry.resource, kind, name)
+                or ((mine := self._known.get(key)) is not None and facts.refers(mine.resource, *other))
             ):
                 found.add(other)
         return found
-
-
-def _refers(resource: Resource[Any], kind: str, name: str) -> bool:
-    spec = resource.spec
-    if resource.kind == INDEX_SNAPSHOT:
-        return kind == VECTOR_INDEX and spec.index == name
-    if resource.kind != VECTOR_INDEX:
-        return False
-    if kind == DATASET:
-        return spec.source is not None and spec.source.dataset == name
-    if kind == VECTOR_INDEX:
-        return spec.drain is not None and spec.drain.into == name
-    return spec.bootstrap is not None and spec.bootstrap.name == name

@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from lakehouse import named_snapshots
 from lakehouse.collection import Collection
-from lakehouse.control import index_snapshot
+from lakehouse.control import conditions, facts, index_snapshot
 from lakehouse.control.kinds import (
     DATASET,
     INDEX_SNAPSHOT,
     VECTOR_INDEX,
     DatasetSpec,
+    Drain,
     IndexSnapshotSpec,
     VectorIndexSpec,
 )
 from lakehouse.control.plan import BuildIndex
 from lakehouse.control.state import (
     REACHABLE,
-    SCHEDULED_FOR_ANNOTATION,
-    DatasetVersion,
-    Life,
     ObservedBootstrap,
     ObservedDataset,
     ObservedIndex,
@@ -38,15 +37,12 @@ from lakehouse.control.state import (
     StoreState,
 )
 from lakehouse.core import manifest as manifests
-from lakehouse.core import names
 from lakehouse.core.errors import Corrupt, CredentialsRefused, NotFound, Unavailable
 from lakehouse.core.incarnation import Incarnation
-from lakehouse.core.types import Position
 from lakehouse.embedded.known import Key, Registry
 from lakehouse.loop.work import Workshop
 from lakehouse.named_snapshots import NamedSnapshot
 from lakehouse.server.declared import Parts
-from lakehouse.store.base import ObjectStore
 
 NAMESPACE = "default"
 OWNERS = f"embedded/{NAMESPACE}/"
@@ -101,7 +97,7 @@ class Observer:
         """What depends on the life that a name has."""
         life = seen.collection
         found: dict[str, Any] = {
-            "life": _life(seen.record),
+            "life": facts.life(seen.record),
             "damaged": seen.damaged,
             "suspended": seen.suspended,
         }
@@ -153,11 +149,7 @@ class Observer:
             newest = await self._parts.catalog.manifest(spec.source.dataset)
         except (NotFound, Corrupt):
             return None
-        columns = {} if newest.schema is None else {field.name: field.type for field in newest.schema.fields}
-        stats = (newest.stats or {}).get(spec.source.vector_column, {})
-        shortest, longest = stats.get("length_min"), stats.get("length_max")
-        lengths = None if shortest is None or longest is None else (int(shortest), int(longest))
-        return ObservedSource(newest.version, columns, lengths, stats.get("null_count"))
+        return facts.source(newest, spec.source.vector_column)
 
     async def _target(self, spec: VectorIndexSpec) -> ObservedTarget | None:
         if spec.drain is None:
@@ -180,16 +172,11 @@ class Observer:
 
     def _chain(self, name: str) -> tuple[str, ...]:
         """Where draining goes on to from `name`, up to the first name that comes again."""
-        chain: list[str] = []
-        while True:
-            entry = self._registry.get((VECTOR_INDEX, name))
-            drain = None if entry is None else entry.resource.spec.drain
-            if drain is None:
-                return tuple(chain)
-            name = drain.into
-            if name in chain:
-                return (*chain, name)
-            chain.append(name)
+        return facts.drain_chain(name, self._drain)
+
+    def _drain(self, name: str) -> Drain | None:
+        entry = self._registry.get((VECTOR_INDEX, name))
+        return None if entry is None else entry.resource.spec.drain
 
     def _bootstrap(self, spec: VectorIndexSpec) -> ObservedBootstrap | None:
         if spec.bootstrap is None:
@@ -205,27 +192,9 @@ class Observer:
 
     def _snapshots(self, index: str) -> tuple[ObservedSnapshot, ...]:
         return tuple(
-            self._snapshot(entry.resource, entry.seen.status)
-            for _, entry in self._registry.of(INDEX_SNAPSHOT)
+            facts.snapshot(entry.resource, in_use=self._in_use(name))
+            for name, entry in self._registry.of(INDEX_SNAPSHOT)
             if entry.resource.spec.index == index
-        )
-
-    def _snapshot(self, resource: Resource[IndexSnapshotSpec], status: Mapping[str, Any]) -> ObservedSnapshot:
-        meta = resource.meta
-        scheduled_for = meta.annotations.get(SCHEDULED_FOR_ANNOTATION)
-        return ObservedSnapshot(
-            meta.name,
-            index_snapshot.state_of(status),
-            meta.created_at,
-            completed_at=_moment(status.get("completedAt")),
-            scheduled_for=_moment(scheduled_for),
-            uri=status.get("uri", ""),
-            position=status.get("position", ""),
-            digest=status.get("digest", ""),
-            items=status.get("items"),
-            size=status.get("size"),
-            in_use=self._in_use(meta.name),
-            deleting=meta.deletion_requested,
         )
 
     def _in_use(self, snapshot: str) -> bool:
@@ -259,16 +228,7 @@ class Observer:
             return ObservedDataset(REACHABLE, damaged=error.message, **always)
         except Unavailable as error:
             return ObservedDataset(_unreachable(error), **always)
-        current = DatasetVersion(
-            newest.version,
-            manifests.version_key(name, newest.version),
-            newest.schema_fingerprint,
-            newest.row_count,
-            newest.bytes,
-            len(newest.objects),
-            _moment(newest.created_at),
-        )
-        return ObservedDataset(REACHABLE, current=current, versions=versions, **always)
+        return ObservedDataset(REACHABLE, current=facts.version(newest), versions=versions, **always)
 
     async def last_version(self, dataset: str) -> int:
         """The number of a dataset's newest version, or of the tombstone after it, for one LIST; 0 for none."""
@@ -334,19 +294,10 @@ class Observer:
         return None
 
     def _described(self, resource: Resource[IndexSnapshotSpec], found: NamedSnapshot) -> SnapshotRecord:
-        index = resource.spec.index
         seen_at = self._workshop.snapshots.get((INDEX_SNAPSHOT, found.name))
-        completed_at = _moment(resource.status.get("completedAt")) or seen_at
-        files = sorted(found.files, key=lambda file: file.shard)
-        record = names.named_snapshot_key(index, found.incarnation, found.name)
-        key = files[0].key if len(files) == 1 else record
-        return SnapshotRecord(
-            uri=uri_of(self._parts.store, key),
-            digest=".".join(file.digest for file in files),
-            position=str(Position(found.incarnation, tuple(file.sequence for file in files))),
-            items=found.items,
-            size=found.size,
-            completed_at=completed_at or self._parts.runtime.now(),
+        completed_at = conditions.moment(resource.status.get("completedAt")) or seen_at
+        return named_snapshots.record_of(
+            self._parts.store, resource.spec.index, found, completed_at or self._parts.runtime.now()
         )
 
     async def observe(self, key: Key, resource: Resource[Any]) -> Any:
@@ -358,21 +309,6 @@ class Observer:
         return await self.index_snapshot(resource)
 
 
-def uri_of(store: ObjectStore, key: str) -> str:
-    """Where an object is, for people and for `bootstrap.snapshot.uri`."""
-    return f"{store.url.rstrip('/')}/{key}"
-
-
-def _life(record: Incarnation | None) -> Life | None:
-    if record is None or not record.alive or record.params is None:
-        return None
-    return Life(record.params, record.shards, record.owner, record.origin or {})
-
-
 def _unreachable(error: Unavailable) -> StoreState:
     reason = "AccessDenied" if isinstance(error, CredentialsRefused) else "Timeout"
     return StoreState(False, reason, error.message)
-
-
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

@@ -20,7 +20,7 @@ from lakehouse.core.errors import Dropped, Invalid, LakehouseError, OtherLife
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
-from lakehouse.placement import Neighbours, Placement, Pods
+from lakehouse.placement import Neighbours, Pods
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.server import openapi, problem
 from lakehouse.server.auth import ANYBODY, Caller, Guard
@@ -253,7 +253,7 @@ class App:
             apis["query"] = SqlApi(self._make_sql(store), self.runtime)
         return apis
 
-    def _placement(self, neighbours: Neighbours) -> Placement | None:
+    def _placement(self, neighbours: Neighbours) -> Pods | None:
         """None for a process that is alone: nothing of what follows costs it anything."""
         settings = self.settings
         if settings.peers_url is None and settings.shard is None:

@@ -23,7 +23,7 @@ from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import EF_MAX, Consistency, Distance, IndexParams
 from lakehouse.indexes import Indexes, merge_into
 from lakehouse.placed_shard import EVENTUAL, STRONG, Ask, Found, Freshness, LocalShard
-from lakehouse.placement import Elsewhere, Neighbours
+from lakehouse.placement import Neighbours, Pods
 from lakehouse.remote import wire
 from lakehouse.remote.calls import Unanswered, Unsent
 from lakehouse.remote.predicates import Predicates
@@ -164,7 +164,7 @@ class InternalApi:
         A process there is asked to open it: the one that answers may not have, of a pool's indexes.  Raises `NotFound`
         when there is none of that name, `Unavailable` when nobody serves it.
         """
-        placement = Elsewhere(self._neighbours, url)
+        placement = Pods(self._neighbours, shard_url=url)
         for address in await self._neighbours.at(url.replace(SHARD_FIELD, "0")).by_turn():
             try:
                 path = f"/internal/indexes/{quote(dest, safe='')}/renew"

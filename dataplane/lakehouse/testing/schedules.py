@@ -215,7 +215,7 @@ class Client:
             process = self.fleet.pick()
             task = process.run(read(process, PARAMS.name, item_id))
             await asyncio.wait([task])
-            if not _only_expected(task):
+            if not succeeded(task):
                 continue
             value, strong = task.result()
             if strong:
@@ -228,7 +228,7 @@ class Client:
         process = self.fleet.pick()
         task = process.run(act(process))
         await asyncio.wait([task])
-        _only_expected(task)
+        succeeded(task)
 
     async def keep(self) -> None:
         """Take a named snapshot; if it is acknowledged, its files hold all that was acknowledged before."""
@@ -242,7 +242,7 @@ class Client:
         process = self.fleet.pick()
         task = process.run(act(process))
         await asyncio.wait([task])
-        if _only_expected(task):
+        if succeeded(task):
             self.kept.append((task.result(), before))
 
     async def check_kept(self) -> None:
@@ -278,7 +278,7 @@ class Watcher:
             before = [history.since() for client in self.clients for history in client.histories.values()]
             task = process.run(self._read_all(process, before))
             await asyncio.wait([task])
-            _only_expected(task)
+            succeeded(task)
 
     async def _read_all(self, process: Process, before: list[Since]) -> None:
         collection = await process.indexes.open(PARAMS.name)
@@ -302,7 +302,7 @@ class Rebuilder:
             task = process.run(building.rebuild(process.indexes, params, serve=self.random.random() < 0.7))
             await asyncio.wait([task])
             if task.cancelled() or not isinstance(task.exception(), Conflict):  # else another was first
-                _only_expected(task)
+                succeeded(task)
 
 
 async def _play(seed: int, rebuilders: int = 0) -> None:
@@ -495,7 +495,7 @@ async def _play_merges(seed: int) -> None:
             process = fleet.pick()
             task = process.run(_add_one(process, index, item_id))
             await asyncio.wait([task])
-            if _only_expected(task):
+            if succeeded(task):
                 added[item_id] = True
 
     async def merger() -> None:
@@ -505,7 +505,7 @@ async def _play_merges(seed: int) -> None:
             process = fleet.pick()
             merge = process.run(process.indexes.merge(source, dest, clear_source=True))
             await asyncio.wait([merge])
-            _only_expected(merge)
+            succeeded(merge)
 
     trouble = asyncio.ensure_future(fleet.trouble(plan))
     await asyncio.gather(adder(0), adder(1), merger(), merger())
@@ -559,7 +559,7 @@ class Generations:
             await asyncio.wait([task])
             if not task.cancelled() and isinstance(task.exception(), Conflict):
                 continue  # another build was first
-            _only_expected(task)
+            succeeded(task)
 
     async def build(self, process: Process) -> None:
         self.builds += 1
@@ -604,7 +604,7 @@ PLAYS = {0: _play_merges, 1: _play_lives, 2: _play_replacements, 3: _play_rebuil
 """By seed modulo 8; the rest are reads and writes of one index."""
 
 
-def _only_expected(task: "asyncio.Task[Any]") -> bool:
+def succeeded(task: "asyncio.Task[Any]") -> bool:
     """Whether a request succeeded; an error that no weather explains is raised."""
     if task.cancelled():
         return False
