@@ -182,6 +182,28 @@ async def publish(
     raise Conflict(f"the index keeps changing: look at it again. name=`{name}`")
 
 
+async def has_begun(store: ObjectStore, name: str, life: UUID, *, replaces: bool) -> bool:
+    """Whether this life is the current one already: to be asked before its content is made.
+
+    Raises `Conflict` when its content would be made in vain: the name lives and is not to be replaced, or this life
+    has ended already.
+    """
+    now = await incarnations.current(store, name)
+    if now is not None and now.uuid == life:
+        return True
+    await _check(store, name, life, now, replaces=replaces)
+    return False
+
+
+async def _check(
+    store: ObjectStore, name: str, life: UUID, now: Incarnation | None, *, replaces: bool
+) -> None:
+    if now is not None and now.alive and not replaces:
+        raise Conflict(f"index already exists. name=`{name}`")
+    if any(life in (known.uuid, known.ends) for known in await incarnations.every(store, name)):
+        raise Conflict(f"this life has ended already: build again. name=`{name}` life=`{life.hex}`")
+
+
 async def _moved_on(store: ObjectStore, name: str, before: Incarnation | None) -> bool:
     now = await incarnations.current(store, name)
     return now != before
@@ -202,10 +224,7 @@ async def _prepared(
         raise Conflict(
             f"another life is there than the one to replace: look at the index again. name=`{name}`"
         )
-    if now is not None and now.alive and not replaces and record.ends is None:
-        raise Conflict(f"index already exists. name=`{name}`")
-    if any(life in (known.uuid, known.ends) for known in await incarnations.every(store, name)):
-        raise Conflict(f"this life has ended already: build again. name=`{name}` life=`{life.hex}`")
+    await _check(store, name, life, now, replaces=replaces or record.ends is not None)
     number = 0 if now is None else now.number + 1
     new = replace(record, number=number, seeded=True)
     await claim(store, runtime, name, life, number)

@@ -4,6 +4,7 @@ The client keeps a journal of every acknowledgement, and repeats as documented. 
 is missing; and where nothing durable was taken away, no request failed.
 """
 
+import time
 from typing import cast
 
 import pytest
@@ -25,6 +26,8 @@ from e2e.images import Image
 from e2e.load import Load
 from e2e.release import Release
 from e2e.waiting import until
+
+KUBELET_AWAY_S = 60.0
 
 
 def test_scaling_up_and_down(lakehouse: Release) -> None:
@@ -150,9 +153,11 @@ def test_a_node_loses_its_kubelet_for_a_minute(lakehouse: Release) -> None:
     with Load(lakehouse, "nodeless", DIMENSION) as load:
         load.wait_for(QUIET)
         nodes.stop_kubelet(node)
+        stopped = time.monotonic()
         try:
             until("the node to be noticed", lambda: node_status(lakehouse, node) == "Unknown", seconds=120)
             load.wait_for(QUIET)
+            time.sleep(max(0.0, stopped + KUBELET_AWAY_S - time.monotonic()))
         finally:
             nodes.start_kubelet(node)
         until("the node to be Ready", lambda: node_status(lakehouse, node) == "True", seconds=60)

@@ -15,7 +15,7 @@ from uuid import UUID
 from lakehouse import beginning, building, compatibility, incarnations, seeding
 from lakehouse.catalog import Catalog
 from lakehouse.core import incarnation, named, names
-from lakehouse.core.errors import Conflict, Invalid, LakehouseError, NotFound
+from lakehouse.core.errors import Invalid, LakehouseError, NotFound
 from lakehouse.core.incarnation import Incarnation, Origin
 from lakehouse.core.types import IndexParams
 from lakehouse.dataset_rows import Columns, Rows
@@ -35,12 +35,12 @@ async def build(task: Build, shard: int, place: Workplace) -> Mapping[str, Any]:
     """Put one shard's content, and begin the life if it was the last: `{"shard", "published"}`.
 
     Raises `Invalid` naming a row that cannot be an item, `NotFound`, `Conflict` when the name lives (or by the end
-    another life than the one to replace).
+    another life than the one to replace), or when the life of the task has ended already.
     """
     params, store, runtime = task.params, place.store, place.runtime
     if not shard < task.shards:
         raise Invalid(f"there is no such shard. shard=`{shard}` shards=`{task.shards}`")
-    if await _has_begun(store, params.name, task.life):
+    if await beginning.has_begun(store, params.name, task.life, replaces=task.replaces):
         return {"shard": shard, "published": True}
     async with _dataset_store(task, place) as source:
         manifest = await Catalog(source, runtime).manifest(task.dataset, task.version)
@@ -81,15 +81,13 @@ async def _dataset_store(task: Build, place: Workplace) -> AsyncIterator[ObjectS
 async def restore(task: Restore, place: Workplace) -> Mapping[str, Any]:
     """Begin a life with what LHV1 files hold: `{"items"}`.
 
-    Raises `Conflict` when the name lives, `NotFound`, `Corrupt` for a damaged file, `Invalid` when the files are not
-    all of one index, or have another dimension or distance than the index shall have.
+    Raises `Conflict` when the name lives or the task's life has ended already, `NotFound`, `Corrupt` for a damaged
+    file, `Invalid` when the files are not all of one index, or have another dimension or distance than the index shall
+    have.
     """
     params, store, runtime = task.params, place.store, place.runtime
-    if await _has_begun(store, params.name, task.life):
+    if await beginning.has_begun(store, params.name, task.life, replaces=False):
         return {}
-    now = await incarnations.current(store, params.name)
-    if now is not None and now.alive:
-        raise Conflict(f"index already exists. name=`{params.name}`")
     settings = EngineSettings(scratch=place.scratch)
     place.tell("reading the files")
     async with contextlib.AsyncExitStack() as stack:
@@ -203,11 +201,6 @@ async def _publish(place: Workplace, record: Incarnation, *, replaces: bool) -> 
         await compatibility.settle(store, runtime, EngineSettings(scratch=place.scratch), name)
     except LakehouseError as error:  # only old tools miss it
         logger.warning("compatibility copy failed. index=%s error=%s", name, error)
-
-
-async def _has_begun(store: ObjectStore, name: str, life: UUID) -> bool:
-    now = await incarnations.current(store, name)
-    return now is not None and now.uuid == life
 
 
 def _record(
