@@ -38,7 +38,7 @@ soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=20
 	@LAKEHOUSE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/simulation/test_random_schedules.py \
 	  -n $(JOBS) --timeout 7200 $(ARGS)
 
-e2e: setup ## Run the end-to-end tests on a Kubernetes cluster that is made for it (ENGINE=kind|host|context)
+e2e: setup ## Run the end-to-end tests on a Kubernetes cluster: made for them (ENGINE=kind|host), or yours (context)
 	@PYTHONPATH=tests $(BIN)/python -m e2e.run $(ENGINE) $(ARGS)
 
 e2e-soak: setup ## Run the long end-to-end tests: kills by the dozen under load, hundreds of resources

@@ -138,6 +138,18 @@ def test_the_commands_of_the_readme_exist() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
+def test_the_way_to_a_first_cluster_is_the_same_in_both_documents() -> None:
+    """And the images that it builds are those that the chart asks for."""
+    section = (ROOT / "README.md").read_text().partition("\n## On Kubernetes\n")[2].partition("\n## ")[0]
+    guide = (ROOT / "dataplane" / "KUBERNETES.md").read_text()
+    blocks = re.findall(r"^```\n.*?^```$", section, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    assert [block for block in blocks if block not in guide] == []
+    chart = (ROOT / "charts" / "lakehouse" / "Chart.yaml").read_text()
+    version = re.findall(r"^appVersion: (\S+)$", chart, re.MULTILINE)
+    assert set(re.findall(r" lakehouse(?:-operator)?:(\S+)", section)) == set(version)
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     relative = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
     broken = [

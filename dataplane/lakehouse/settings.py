@@ -3,8 +3,8 @@ the caller.
 
 `load()` reads `lakehouse.toml`, then `LAKEHOUSE_*` variables, then what the command line gave.  A setting
 that cannot be right ends start-up with a message that names it.  What settings do not hold: secrets of the
-object store, which come from boto3's own chain (`AWS_ACCESS_KEY_ID` and its kin), and components such as
-stores and clocks.
+object store, which come from files or from boto3's own chain (`AWS_ACCESS_KEY_ID` and its kin), and components
+such as stores and clocks.
 """
 
 import enum
@@ -159,9 +159,10 @@ class Settings(BaseSettings):
     )
     routes: str | None = Field(
         None,
-        description="Where a gateway finds the table of declared indexes, each with the address that serves it: "
-        "`configmap:NAMESPACE/NAME`, which the operator writes and the gateway watches, or a file's path.  Without it "
-        "every index is behind `vectors_url`; a gateway with it does not run the vectors role itself.",
+        description="Where a gateway finds the table of what is declared, datasets and indexes, these with the address "
+        "that serves each: `configmap:NAMESPACE/NAME`, which the operator writes and the gateway watches, or a file's "
+        "path.  Without it every index is behind `vectors_url`; a gateway with it does not run the vectors role "
+        "itself.",
     )
     index: str | None = Field(
         None,
@@ -219,6 +220,12 @@ class Settings(BaseSettings):
         None, description="URL of an S3-compatible store such as MinIO.  Default: AWS's own endpoints."
     )
     s3_region: str | None = Field(None, description="S3 region.  Default: what boto3's own chain finds.")
+    s3_credentials_dir: Path | None = Field(
+        None,
+        description="Directory with the files `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, if there is one, "
+        "`AWS_SESSION_TOKEN`, as a mounted Secret has them.  They are read again when they change, so keys are rotated "
+        "without a restart.  Default: what boto3's own chain finds once.",
+    )
     scratch_dir: Path | None = Field(
         None,
         description="Directory for files of passage: mapped index segments and request bodies on their "

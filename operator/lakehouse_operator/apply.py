@@ -7,7 +7,7 @@ is begun again by the next one; Jobs go on meanwhile.  What this module does not
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lakehouse import lives, named_snapshots
@@ -19,8 +19,8 @@ from lakehouse.control.state import Act, LastDrain, ObservedIndex, Resource
 from lakehouse.core.errors import Conflict, Denied, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.loop.work import DeadlineExceeded, Work
 from lakehouse.store.base import ObjectStore
-from lakehouse_operator import finalizers, jobs, names, resources
-from lakehouse_operator.cache import Key
+from lakehouse_operator import finalizers, jobs, names, resources, rollout
+from lakehouse_operator.cache import Key, key_of
 from lakehouse_operator.children import Children
 from lakehouse_operator.kube import DEPLOYMENT, INDEX_SNAPSHOT, JOB, Body, Exists
 from lakehouse_operator.looks import Memory
@@ -71,13 +71,13 @@ class Actor:
         if isinstance(observed, ObservedIndex) and not observed.name_taken:
             look = self._memory.of(resource.meta.namespace, resource.meta.name)
             if look.wanted is not None:
-                await self._ensure(resource, list(look.wanted), held=look.held)
+                await self._ensure(resource, look.wanted)
 
-    async def _ensure(self, resource: Resource[VectorIndexSpec], wanted: list[Body], *, held: bool) -> None:
+    async def _ensure(self, resource: Resource[VectorIndexSpec], wanted: Sequence[Body]) -> None:
         if wanted:
             self._check_image()
             await self._peers.ensure(str(resource.meta.namespace))
-        await self._children.ensure(resource, wanted, lambda body: held and body["kind"] == DEPLOYMENT)
+        await self._children.ensure(resource, wanted)
         await self._children.prune(resource, wanted)
 
     def _check_image(self) -> None:
@@ -113,8 +113,6 @@ class Actor:
                 await finalizers.remove(self._parts.kube, self._parts.cache, resource)
             case plan.CreateSnapshotResource():
                 await self._create_snapshot(key[1], action)
-            case plan.DeleteSnapshotResource():
-                await self._parts.kube.delete(INDEX_SNAPSHOT, key[1], action.name)
             case plan.SetEfSearch() | plan.Suspend() | plan.Resume():
                 await self._on_pods(action, resource)
             case _:
@@ -144,8 +142,9 @@ class Actor:
                 case plan.DropDataset():
                     await _absent_is_well(Catalog(store, runtime).drop(name))
                 case plan.DeleteSnapshotFiles():
-                    life = index_snapshot.life_of(resource.status)
-                    await _absent_is_well(named_snapshots.delete(store, action.index, action.name, life))
+                    await _delete_snapshot_files(store, resource)
+                case plan.RetireSnapshot():
+                    await self._retire_snapshot(store, key[1], action.name)
                 case _:
                     raise NotImplementedError(f"no way to apply {action.act}")
         except Unavailable:
@@ -175,11 +174,21 @@ class Actor:
             if failed:
                 raise failed[0]
             return
-        if action.act is Act.SUSPEND:
+        where, asleep = self._buckets.target(namespace, resource.spec.storage), action.act is Act.SUSPEND
+        wanted = resources.index(resource, where, self._parts.settings, suspended=asleep)
+        if asleep:
             await self._last_snapshot(namespace, name)
-        where = self._buckets.target(namespace, resource.spec.storage)
-        settings, asleep = self._parts.settings, action.act is Act.SUSPEND
-        await self._ensure(resource, resources.index(resource, where, settings, suspended=asleep), held=False)
+            await self._children.ensure(resource, self._asleep(wanted))
+        else:
+            await self._ensure(resource, wanted)
+
+    def _asleep(self, wanted: Iterable[Body]) -> Iterator[Body]:
+        """The Deployments that are there, without pods.  A template that the cluster refuses cannot keep them up: they
+        keep the one they have, and the next turn makes them what they should be."""
+        for body in wanted:
+            there = self._parts.cache.resource(key_of(body))
+            if body["kind"] == DEPLOYMENT and there is not None:
+                yield rollout.kept(body, there)
 
     async def _last_snapshot(self, namespace: str, name: str) -> None:
         try:
@@ -264,6 +273,18 @@ class Actor:
                 ) from None
         if made is not None:
             self._parts.cache.put(made)
+
+    async def _retire_snapshot(self, store: ObjectStore, namespace: str, name: str) -> None:
+        snapshot = self._parts.cache.parsed((INDEX_SNAPSHOT, namespace, name))
+        if snapshot is not None:
+            await _delete_snapshot_files(store, snapshot)
+            await self._parts.kube.delete(INDEX_SNAPSHOT, namespace, name, snapshot.meta.uid)
+
+
+async def _delete_snapshot_files(store: ObjectStore, snapshot: Resource[IndexSnapshotSpec]) -> None:
+    """Those of the life that it was taken of; another life may have a snapshot of the same name."""
+    life, name = index_snapshot.life_of(snapshot.status), snapshot.meta.name
+    await _absent_is_well(named_snapshots.delete(store, snapshot.spec.index, name, life))
 
 
 async def _absent_is_well(act: Awaitable[object]) -> None:

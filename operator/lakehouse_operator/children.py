@@ -7,7 +7,7 @@ module does not do: decide what there is to be (`resources`).
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,8 @@ class Children:
                 )
         return ""
 
-    async def ensure(
-        self, resource: Resource[Any], wanted: Sequence[Body], held: Callable[[Body], bool] = lambda _: False
-    ) -> None:
-        """Make the objects what `wanted` says, in its order, but for those that are `held` as they are.
+    async def ensure(self, resource: Resource[Any], wanted: Iterable[Body]) -> None:
+        """Make the objects what `wanted` says, in its order.
 
         Raises what the API server does, and `Unavailable` while an object of a resource of the same name that is gone
         has not gone yet.
@@ -63,7 +61,7 @@ class Children:
         for body in wanted:
             key = key_of(body)
             there = self._cache.resource(key)
-            if there is not None and (held(body) or self._is_settled(key, body, there)):
+            if there is not None and self._is_settled(key, body, there):
                 continue
             _check_gone(there, resource)
             made = await self._kube.apply(body)

@@ -4,7 +4,9 @@ A bucket that does not answer is told of like anything else that was seen.  What
 own answers for the index itself (`looks`), or keep anything but what `records` does.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lakehouse.control import facts
 from lakehouse.control.kinds import VECTOR_INDEX, Drain, VectorIndexSpec
@@ -26,6 +28,8 @@ class Stored:
 
     state: StoreState
     record: Incarnation | None = None
+    unrecorded: str = ""
+    """Where it was looked for, when there is no record of the name at all."""
     damaged: str = ""
     source: ObservedSource | None = None
     target: ObservedTarget | None = None
@@ -60,12 +64,17 @@ class Contents:
             return Stored(
                 state,
                 record,
+                unrecorded="" if record is not None else self._place(namespace, storage),
                 source=await self._source(resource, store),
                 target=await self._target(namespace, resource.spec),
             )
         except Unavailable as error:
             self._buckets.suspect(namespace, storage)
             return Stored(unreachable(error))
+
+    def _place(self, namespace: str, storage: Mapping[str, Any] | None) -> str:
+        where = self._buckets.target(namespace, storage)
+        return f"{where.url} at {where.endpoint}" if where.endpoint else where.url
 
     async def _source(self, resource: Resource[VectorIndexSpec], store: ObjectStore) -> ObservedSource | None:
         asked = resource.spec.source

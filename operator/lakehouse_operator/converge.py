@@ -14,7 +14,19 @@ from typing import Any
 
 from lakehouse.control import conditions, dataset, index_snapshot, kinds, rounds, vector_index
 from lakehouse.control.conditions import ConditionType
-from lakehouse.control.plan import Action, Event, EventType, Plan
+from lakehouse.control.plan import (
+    Action,
+    BuildIndex,
+    CreateIndex,
+    Event,
+    EventType,
+    Ingest,
+    Plan,
+    RestoreIndex,
+    Resume,
+    TakeOver,
+    TakeSnapshot,
+)
 from lakehouse.control.state import Resource
 from lakehouse.core.errors import Conflict, Denied, LakehouseError, NotFound, Unavailable
 from lakehouse.log import Backoff
@@ -36,6 +48,8 @@ RETRY = Backoff(first_s=0.5, most_s=60.0)
 POLL_S = 10.0
 """Within it the pods of every index that is served are asked how they are."""
 POLLS_AT_ONCE = 8
+ROUTED = (kinds.VECTOR_INDEX, kinds.DATASET)
+"""What the routing table names."""
 ROUTES_AGAIN_S = 5.0
 """Between attempts to write the routing table."""
 ROUTES_CHECK_S = 60.0
@@ -157,9 +171,10 @@ class Controller:
             )
         if await self._tell(key, body, plan, trouble) is None:
             return 0.0
+        actions = [one for one in plan.actions if trouble is None or not _begins(one)]
+        await self._act(key, replace(resource, status=plan.status), actions)
         if trouble is not None:
             raise trouble
-        await self._act(key, replace(resource, status=plan.status), plan.actions)
         return self._wait_s(key, plan, self._cache.changes(key) != seen)
 
     def _wait_s(self, key: Key, plan: Plan, changed: bool) -> float:
@@ -209,7 +224,7 @@ class Controller:
         self.workshop.forget(key)
         await self._world.actor.forget(key)
         self._acted.pop(key, None)
-        if key[0] == VECTOR_INDEX:
+        if key[0] in ROUTED:
             self._rerouted.set()
 
     # ---------------------------------------------------------------- telling
@@ -228,7 +243,7 @@ class Controller:
             if written is None:
                 return None
             self._call_concerned(key)
-            if key[0] == VECTOR_INDEX:
+            if key[0] in ROUTED:
                 self._rerouted.set()
         news = list(plan.events)
         if trouble is not None:
@@ -293,7 +308,7 @@ class Controller:
             return 0.0
         logger.warning("resource cannot be understood. resource=%s/%s/%s error=%s", *key, why)
         await self._events.record(body, news)
-        if key[0] == VECTOR_INDEX:
+        if key[0] in ROUTED:
             self._rerouted.set()
         return self._settings.resync_s
 
@@ -342,3 +357,10 @@ class Controller:
                 continue
             await self._runtime.sleep(ROUTES_AGAIN_S)
             self._rerouted.set()
+
+
+def _begins(action: Action) -> bool:
+    """Whether an action needs the cluster's objects first: it makes data that only the finalizer has removed again, or
+    pods.  What goes on with what is there (a drain, a schedule, a new version, an end) does not."""
+    first = isinstance(action, BuildIndex) and not action.replaces
+    return first or isinstance(action, (CreateIndex, TakeOver, RestoreIndex, Ingest, TakeSnapshot, Resume))

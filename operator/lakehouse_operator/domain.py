@@ -22,13 +22,16 @@ class Domain:
     def __init__(self, parts: Parts) -> None:
         self._memory = Memory()
         self.buckets = Buckets(parts)
-        peers = Peers(parts.kube, parts.runtime)
-        self._pods = Pods(parts, peers)
+        self._peers = Peers(parts.kube, parts.runtime)
+        self._home = parts.settings.namespace
+        self._pods = Pods(parts, self._peers)
         children = Children(parts.kube, parts.cache)
         self._routes = Routes(parts)
         self._observer = Observer(parts, self.buckets, self._pods, children, self._memory)
         self.sweeper = Sweeper(parts, self.buckets, self._memory)
-        self._actor = Actor(parts, self.buckets, self._pods, peers, children, self._memory, self._observer)
+        self._actor = Actor(
+            parts, self.buckets, self._pods, self._peers, children, self._memory, self._observer
+        )
 
     @property
     def observer(self) -> Observer:
@@ -45,14 +48,16 @@ class Domain:
         return tuple(found) != self._memory.of(namespace, name).pods
 
     async def routes(self) -> None:
-        """Bring the routing table in line with what the indexes' statuses say."""
+        """Bring the routing table in line with what is declared and the statuses say."""
         await self._routes.write()
 
     async def start(self) -> None:
+        self._peers.start(self._home)
         self.buckets.start()
         self.sweeper.start()
 
     async def close(self) -> None:
         await self.sweeper.close()
+        await self._peers.close()
         await self.buckets.close()
         await self._pods.close()

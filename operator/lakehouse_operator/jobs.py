@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from lakehouse.control.kinds import DatasetSpec
+from lakehouse.control.kinds import VECTOR_INDEX
 from lakehouse.control.plan import Action, BuildIndex, Ingest, RebuildIndex, RestoreIndex
 from lakehouse.control.state import Act, Failure, Resource, Running
 from lakehouse.core.types import IndexParams
@@ -37,12 +37,12 @@ TASK_VARIABLE = "LAKEHOUSE_TASK"
 # ---- making ---------------------------------------------------------------------------------------------------------
 
 
-def seed(resource: Resource[Any], action: Action, attempt: int, record: int, after: str) -> str:
+def seed(resource: Resource[Any], action: Action, attempt: int, record: int, after: str, make: str) -> str:
     """What tells a Job from every other: `record` is the index's newest record, `after` the last ended Job's uid.
 
     The same while nothing has happened, so a Job that was created twice is one.
     """
-    return "/".join((resource.meta.uid, action.act, action.subject, str(attempt), str(record), after))
+    return "/".join((resource.meta.uid, action.act, action.subject, str(attempt), str(record), after, make))
 
 
 def life(seeded: str) -> UUID:
@@ -118,19 +118,18 @@ def job(
     """The Job that does `task`; of one pod per shard where the action is a build."""
     meta = resource.meta
     of_index = action.act is not Act.INGEST
-    component = "build" if of_index else "ingest"
     annotations = {
         names.ACT_ANNOTATION: action.act.value,
         names.SUBJECT_ANNOTATION: action.subject,
         names.ATTEMPT_ANNOTATION: str(attempt),
+        names.MAKE_ANNOTATION: make(resource, where, settings),
     }
     pods = task["shards"] if action.act is Act.BUILD else 1
-    labels = resources.labels(resource, component)
     name = names.job(meta.name, action.act.value, seeded)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": resources.metadata(resource, name, labels, **annotations),
+        "metadata": resources.metadata(resource, name, _labels(resource), **annotations),
         "spec": {
             "completionMode": "Indexed",
             "completions": pods,
@@ -138,17 +137,36 @@ def job(
             "backoffLimit": 0,
             "activeDeadlineSeconds": DEADLINE_S if of_index else resource.spec.deadline_s + START_S,
             "ttlSecondsAfterFinished": KEPT_S,
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": _pod(resource, task, where, settings),
-            },
+            "template": _template(resource, task, where, settings),
         },
     }
 
 
-def _pod(resource: Resource[Any], task: Mapping[str, Any], where: Target, settings: Settings) -> Body:
-    asked = resource.spec.job if isinstance(resource.spec, DatasetSpec) else resource.spec.pod
+def make(resource: Resource[Any], where: Target, settings: Settings) -> str:
+    """A hash of how the pods of a resource's Jobs are made, whatever their task: resources, place, image, identity."""
+    return names.digest(json.dumps(_template(resource, {}, where, settings), sort_keys=True))
+
+
+def _labels(resource: Resource[Any]) -> dict[str, str]:
+    return resources.labels(resource, "build" if resource.kind == VECTOR_INDEX else "ingest")
+
+
+def _template(resource: Resource[Any], task: Mapping[str, Any], where: Target, settings: Settings) -> Body:
+    asked = resource.spec.pod if resource.kind == VECTOR_INDEX else resource.spec.job
     wanted = {**settings.pod_defaults, **(asked or {})}
+    return {
+        "metadata": resources.pod_metadata(_labels(resource), wanted),
+        "spec": _pod(resource, task, where, settings, wanted),
+    }
+
+
+def _pod(
+    resource: Resource[Any],
+    task: Mapping[str, Any],
+    where: Target,
+    settings: Settings,
+    wanted: Mapping[str, Any],
+) -> Body:
     told = {TASK_VARIABLE: json.dumps(task, separators=(",", ":"), sort_keys=True)}
     return {
         **resources.pod(resource, where, settings, wanted),
@@ -159,7 +177,11 @@ def _pod(resource: Resource[Any], task: Mapping[str, Any], where: Target, settin
                 **resources.container(where, settings, wanted),
                 "name": "work",
                 "args": ["work"],
-                "env": [*resources.environment(where), *resources.variables(told)],
+                "env": [
+                    *resources.environment(where),
+                    *resources.variables(told),
+                    *(wanted.get("env") or ()),
+                ],
                 "terminationMessagePolicy": "FallbackToLogsOnError",
             }
         ],
@@ -188,23 +210,34 @@ class Seen:
     progress: str = ""
     pods: int = 0
     """There are."""
+    started: bool = True
+    """A pod of it has run."""
+    as_now: bool = True
+    """Its pods are made as they would be made now."""
     result: Mapping[str, Any] = field(default_factory=dict)
     """What it told of itself when it ended well."""
 
     @property
     def running(self) -> Running:
         """As decisions see it."""
-        return Running(self.act, self.subject, self.started_at, self.progress)
+        return Running(
+            self.act, self.subject, self.started_at, self.progress, started=self.started, as_now=self.as_now
+        )
 
     @property
     def failure(self) -> Failure:
         """As decisions see it."""
         at = self.ended_at or self.started_at
-        return Failure(self.act, self.subject, self.reason, self.message, at, self.attempt)
+        return Failure(
+            self.act, self.subject, self.reason, self.message, at, self.attempt, as_now=self.as_now
+        )
 
 
-def seen(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> Seen | None:
-    """What a Job of ours says, with its pods' last words; None for one that says no act."""
+def seen(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: str = "") -> Seen | None:
+    """What a Job of ours says, with its pods' last words; None for one that says no act.
+
+    `now` is how its pods would be made now; empty where that is not known.
+    """
     meta = job["metadata"]
     told = meta.get("annotations") or {}
     if told.get(names.ACT_ANNOTATION) not in [act.value for act in ACTS]:
@@ -222,15 +255,34 @@ def seen(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> Seen | No
         act=Act(told[names.ACT_ANNOTATION]),
         subject=told.get(names.SUBJECT_ANNOTATION, ""),
         attempt=_whole(told.get(names.ATTEMPT_ANNOTATION, "1")),
-        started_at=_moment(status.get("startTime") or meta["creationTimestamp"]),
+        started_at=begun_at(job),
         ended_at=_moment(ended["lastTransitionTime"]) if ended is not None else None,
         failed=failed,
         reason=reason,
         message=message,
         progress="" if ended is not None else _progress(job, mine),
         pods=len(mine),
+        started=has_started(job, mine),
+        as_now=not now or told.get(names.MAKE_ANNOTATION, now) == now,
         result=next((word["result"] for word in words if isinstance(word.get("result"), Mapping)), {}),
     )
+
+
+def begun_at(job: Mapping[str, Any]) -> datetime:
+    """Since when there is a Job to run."""
+    return _moment((job.get("status") or {}).get("startTime") or job["metadata"]["creationTimestamp"])
+
+
+def has_started(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of a Job's `pods` has run: they say so a moment before the Job's status does, and may be gone."""
+    status = job.get("status") or {}
+    counted = any(status.get(count) for count in ("ready", "succeeded", "failed"))
+    return counted or any(_has_run(one) for one in pods)
+
+
+def _has_run(pod: Mapping[str, Any]) -> bool:
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any({"running", "terminated"} & set(one.get("state") or {}) for one in containers)
 
 
 def last_word(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -338,11 +390,16 @@ class Ledger:
         return self.ended[act].uid if act in self.ended else ""
 
 
-def ledger(jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]], uid: str) -> Ledger:
-    """Of the Jobs that belong to the resource of that `uid`; one that is being deleted does not count."""
+def ledger(
+    jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]], uid: str, now: str = ""
+) -> Ledger:
+    """Of the Jobs that belong to the resource of that `uid`; one that is being deleted does not count.
+
+    `now` is as for `seen`.
+    """
     pods = list(pods)
     ours = (one for one in jobs if not one["metadata"].get("deletionTimestamp") and belongs(one, uid))
-    found = [one for job in ours if (one := seen(job, pods)) is not None]
+    found = [one for job in ours if (one := seen(job, pods, now)) is not None]
     ended = sorted(
         (one for one in found if one.ended_at is not None), key=lambda one: (one.ended_at, one.name)
     )

@@ -22,6 +22,8 @@ DURATION_S = 15.0
 RENEW_DEADLINE_S = 10.0
 """A leader that could not renew for so long gives up, before anybody may take over."""
 RETRY_S = 2.0
+LABELS = {names.NAME_LABEL: "lakehouse", names.COMPONENT_LABEL: "operator"}
+"""Those of the operator's pods, so that one question finds both."""
 
 
 class LeaseLost(LakehouseError):
@@ -148,8 +150,7 @@ class Lease:
         return {
             "apiVersion": LEASE.api_version,
             "kind": str(LEASE),
-            "metadata": metadata
-            | {"labels": {**(metadata.get("labels") or {}), names.NAME_LABEL: "lakehouse"}},
+            "metadata": metadata | {"labels": {**(metadata.get("labels") or {}), **LABELS}},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": int(DURATION_S),

@@ -1,10 +1,13 @@
 """Who may begin a Job when only so many may run: who waits longest goes first, and nobody passes.
 
+A Job that waits for the cluster itself (a node, an image, a Secret) soon counts no more: what one cannot have must not
+hold up the others.  If it begins to run after all, one more runs for a while.
 Waiting is what a resource's own status says (`Queued`), so the line outlives the operator.  What this module does not
 do: begin a Job (`starting`).
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from lakehouse.control import conditions
@@ -13,9 +16,11 @@ from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.control.state import PAUSE_ANNOTATION
 from lakehouse_operator import jobs
 from lakehouse_operator.cache import Key, key_of
-from lakehouse_operator.kube import JOB, Body
+from lakehouse_operator.kube import JOB, POD, Body
 from lakehouse_operator.parts import Parts
 
+GRACE = timedelta(minutes=2)
+"""So long a Job counts before any pod of it has run: pulling a large image takes that."""
 _TOLD_IN = {VECTOR_INDEX: ConditionType.UP_TO_DATE, DATASET: ConditionType.FRESH}
 
 
@@ -62,8 +67,20 @@ class Lines:
     @property
     def free(self) -> int:
         """How many more Jobs may run."""
-        running = sum(jobs.is_running(body) for body in self._parts.cache.resources(JOB))
-        return self._parts.settings.jobs_at_once - running
+        counted = sum(self._counts(body) for body in self._parts.cache.resources(JOB))
+        return self._parts.settings.jobs_at_once - counted
+
+    def _counts(self, job: Body) -> bool:
+        if not jobs.is_running(job):
+            return False
+        if self._parts.runtime.now() - jobs.begun_at(job) < GRACE:
+            return True
+        return jobs.has_started(job, self._pods(job))
+
+    def _pods(self, job: Body) -> list[Body]:
+        meta = job["metadata"]
+        labels = {**(meta.get("labels") or {}), jobs.JOB_NAME_LABEL: meta["name"]}
+        return self._parts.cache.children(POD, meta["namespace"], labels)
 
     def may_begin(self, key: Key) -> bool:
         """Whether a resource may begin a Job now; those before it are called, if there is room for them."""

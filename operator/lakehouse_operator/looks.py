@@ -26,8 +26,6 @@ class Look:
     pods: tuple[PodState, ...] = ()
     wanted: tuple[Body, ...] | None = None
     """The objects that there are to be; None: leave what is there."""
-    held: bool = False
-    """Its Deployments wait for their turn."""
     failures: tuple[Failure, ...] = ()
 
 

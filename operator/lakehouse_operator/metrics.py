@@ -116,7 +116,23 @@ class _Resources(Collector):
                     condition.add_metric([kind, namespace, name, *told], 1)
             for namespace, count in counts.items():
                 there.add_metric([kind, namespace], count)
-        yield from (there, paused, condition, *self._snapshots())
+        yield from (there, paused, condition, self._missing(), *self._snapshots())
+
+    def _missing(self) -> Metric:
+        missing = GaugeMetricFamily(
+            f"{PREFIX}_index_replicas_missing",
+            "How many of its replicas the shard lacks that has the fewest pods which serve; of an index that is not "
+            "suspended and has served.",
+            labels=["namespace", "name"],
+        )
+        for key in self._cache.keys((kinds.VECTOR_INDEX,)):
+            found = self._cache.parsed(key)
+            if found is None or found.spec.suspend or found.meta.deletion_requested:
+                continue
+            if "position" in found.status:
+                ready = found.status.get("readyReplicas", 0)
+                missing.add_metric([*key[1:]], max(0, found.spec.replicas - ready))
+        return missing
 
     def _snapshots(self) -> Iterator[Metric]:
         labels = ["namespace", "name"]

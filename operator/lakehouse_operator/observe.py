@@ -5,7 +5,7 @@ that was decided before is taken for granted, and a bucket that does not answer 
 module does not do: decide, or change anything but that pods are told to look at a record they do not know yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -38,7 +38,7 @@ from lakehouse.core.errors import Corrupt, Invalid, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator import finalizers, jobs, looks, names, resources, rollout, snapshots, versions
-from lakehouse_operator.cache import Key
+from lakehouse_operator.cache import Key, key_of
 from lakehouse_operator.children import Children
 from lakehouse_operator.contents import Contents
 from lakehouse_operator.job_events import JobEvents
@@ -67,6 +67,10 @@ class _Times:
     """Indexes whose items this process has seen counted."""
     renewed: dict[tuple[str, str, int], float] = field(default_factory=dict)
     """When a pod of a namespace was told of a record, on the monotonic clock."""
+    waited: Mapping[rollout.Index, rollout.Waited] = field(default_factory=dict)
+    """For whom others wait in an upgrade of the operator, or have."""
+    kept: dict[Key, dict[Key, Body]] = field(default_factory=dict)
+    """An index's Deployments as they were when it began to wait: what edits them meanwhile is put right."""
 
 
 class Observer:
@@ -99,6 +103,7 @@ class Observer:
         """A resource is gone."""
         self._times.pending_since.pop(key, None)
         self._times.counted.discard(key)
+        self._times.kept.pop(key, None)
 
     # ---------------------------------------------------------------- indexes
 
@@ -116,7 +121,7 @@ class Observer:
         life = facts.life(stored.record)
         suspended = looks.is_suspended(deployments, asked=spec.suspend, alive=life is not None)
         wanted = self._wanted(resource, stored.state, life, identity, deployments, suspended=suspended)
-        hold = rollout.waits_for((namespace, name), self._parts.cache.resources(DEPLOYMENT), self._release)
+        wanted, hold = self._in_turn(key, wanted)
         taken = "" if wanted is None else await self._children.taken(resource, wanted)
         counts = record
         if counts is None and not stored.state.reachable:
@@ -124,12 +129,13 @@ class Observer:
         found = looks.served(counts, pods, spec.shards, spec.hnsw.ef_search)
         done = await self._work.told(self.ledger(resource))
         failures = self._failures(key, done)
-        self._memory.looks[namespace, name] = Look(record, tuple(pods), wanted, bool(hold), failures)
+        self._memory.looks[namespace, name] = Look(record, tuple(pods), wanted, failures)
         running = self._running(key, resource, done)
         return ObservedIndex(
             identity=identity,
             store=stored.state,
             life=life,
+            unrecorded=stored.unrecorded,
             damaged=stored.damaged or found.damaged,
             ef_search=found.ef_search,
             items=found.items,
@@ -179,18 +185,17 @@ class Observer:
         """Since when an index has held items.  Those that were there when this process began may have come at any time
         since the last drain: waiting anew after each restart could last for ever."""
         times = self._times
+        drained = conditions.moment((resource.status.get("drain") or {}).get("lastTime"))
         if items is None:
-            return times.pending_since.get(key)
+            unseen = drained or resource.meta.created_at if resource.status.get("items") else None
+            return times.pending_since.get(key, unseen)
         known, now = key in times.counted, self._parts.runtime.now()
         times.counted.add(key)
         if not items:
             times.pending_since.pop(key, None)
             return None
         if key not in times.pending_since:
-            drained = (resource.status.get("drain") or {}).get("lastTime")
-            times.pending_since[key] = (
-                now if known else conditions.moment(drained) or resource.meta.created_at
-            )
+            times.pending_since[key] = now if known else drained or resource.meta.created_at
         return times.pending_since[key]
 
     # ---------------------------------------------------- its objects and pods
@@ -222,6 +227,32 @@ class Observer:
         if life is None and not deployments:
             return tuple(resources.certificates(resource, where))
         return tuple(resources.index(resource, where, self._parts.settings, suspended=suspended))
+
+    def _in_turn(self, key: Key, wanted: tuple[Body, ...] | None) -> tuple[tuple[Body, ...] | None, str]:
+        """`wanted`, with pods kept as they are until it is the index's turn to get new ones, and why they are."""
+        hold = rollout.waits_for((key[1], key[2]), self._first())
+        if not hold or not wanted:
+            self._times.kept.pop(key, None)
+            return wanted, ""
+        before, kept = self._times.kept.get(key, {}), dict[Key, Body]()
+        for body in wanted:
+            there = self._parts.cache.resource(key_of(body))
+            if body["kind"] == DEPLOYMENT and there is not None and rollout.may_keep(body, there):
+                kept[key_of(body)] = before.get(key_of(body), there)
+        self._times.kept[key] = kept
+        found = (rollout.kept(body, kept[key_of(body)]) if key_of(body) in kept else body for body in wanted)
+        return tuple(found), hold if kept else ""
+
+    def _first(self) -> rollout.Index | None:
+        """Whose turn it is to get pods of the newest make."""
+        cache = self._parts.cache
+        line = rollout.line(
+            cache.resources(DEPLOYMENT),
+            self._release,
+            lambda index: rollout.moves(cache.parsed((VECTOR_INDEX, *index))),
+        )
+        found, self._times.waited = rollout.first(line, self._times.waited, self._parts.runtime.monotonic())
+        return found
 
     async def _renewed(
         self, namespace: str, name: str, record: Incarnation | None, pods: list[PodState]
@@ -256,7 +287,17 @@ class Observer:
         labels = {label: meta.name}
         cache, namespace = self._parts.cache, str(meta.namespace)
         found = cache.children(JOB, namespace, labels)
-        return jobs.ledger(found, cache.children(POD, namespace, labels) if found else (), meta.uid)
+        if not found:
+            return jobs.ledger((), (), meta.uid)
+        return jobs.ledger(found, cache.children(POD, namespace, labels), meta.uid, self._make(resource))
+
+    def _make(self, resource: Resource[Any]) -> str:
+        """How the pods of its Jobs would be made now; empty where nobody says in which bucket they would work."""
+        try:
+            where = self._buckets.target(str(resource.meta.namespace), resource.spec.storage)
+        except Invalid:
+            return ""
+        return jobs.make(resource, where, self._parts.settings)
 
     def _running(self, key: Key, resource: Resource[Any], done: Ledger) -> Running | None:
         """What is under way; for a resource whose data is to go with it also what has been stopped and still ends."""

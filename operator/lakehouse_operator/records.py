@@ -1,6 +1,7 @@
 """What the buckets say of indexes and datasets, with as few calls as the truth allows.
 
-A record and a version are written once and never changed, so each is read once and only its listing is looked at again.
+A record is written once and never changed, so it is read once and only its listing is looked at again; what was put in
+the place of a store that was emptied lists with another ETag.
 What this module does not do: write anything.
 """
 
@@ -23,8 +24,9 @@ class Records:
     """The records of indexes' lives, as `lakehouse.lives.current` reads them."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Incarnation] = {}
-        """By the store's URL and the record's key."""
+        self._known: dict[tuple[str, str, str], Incarnation] = {}
+        """By the store's URL, the record's key and its ETag: a bucket of the same name at another address lists others,
+        since no two records begin a life under the same uuid."""
 
     async def current(self, store: ObjectStore, name: str) -> Incarnation | None:
         """The record that counts; None for a name that was never used.  Raises `Corrupt`, `Unavailable`."""
@@ -32,8 +34,9 @@ class Records:
         if not infos:
             return None
         key = infos[-1].key
-        known = self._known.get((store.url, key))
-        if known is not None:
+        place = (store.url, key, infos[-1].etag)
+        known = self._known.get(place)
+        if known is not None and infos[-1].etag:
             return known
         try:
             record = incarnation.decode(await store.get(key))
@@ -41,7 +44,7 @@ class Records:
             raise Unavailable(f"the store lists a record that it does not give. key=`{key}`") from error
         while len(self._known) >= KNOWN_MAX:
             del self._known[next(iter(self._known))]
-        self._known[store.url, key] = record
+        self._known[place] = record
         return record
 
 

@@ -27,8 +27,11 @@ PROGRESS_S = 600
 """A rollout that has not moved for so long is stuck, and holds up no other index."""
 SCRATCH = "/tmp"
 """The image's HOME and TMPDIR; nothing else in it can be written to."""
+PLACEMENT = ("nodeSelector", "tolerations", "affinity", "priorityClassName")
 CERTIFICATES = "/etc/lakehouse/ca"
 PEM = "ca.crt"
+CREDENTIALS = "/etc/lakehouse/s3"
+"""The Secret as files: the kubelet replaces them when it changes, so who rotates a key restarts no pod."""
 
 
 def owner(resource: Resource[Any]) -> Body:
@@ -147,7 +150,7 @@ def _deployment(
     resource: Resource[VectorIndexSpec], shard: int, where: Target, settings: Settings, *, suspended: bool
 ) -> Body:
     spec = resource.spec
-    told = {names.RELEASE_ANNOTATION: release(settings)}
+    told = {names.RELEASE_ANNOTATION: release(settings), names.ASKED_ANNOTATION: asked(resource)}
     if suspended:
         told[names.SUSPENDED_ANNOTATION] = "true"
     return {
@@ -175,6 +178,13 @@ def release(settings: Settings) -> str:
     return names.digest(json.dumps(made, sort_keys=True))
 
 
+def asked(resource: Resource[VectorIndexSpec]) -> str:
+    """A hash of what an index's spec itself says about its pods, as it is written there."""
+    spec = resource.spec
+    follows = spec.source.dataset if spec.source is not None and spec.read_only else None
+    return names.digest(json.dumps([spec.pod or {}, spec.storage or {}, follows], sort_keys=True))
+
+
 def _template(resource: Resource[VectorIndexSpec], shard: int, where: Target, settings: Settings) -> Body:
     name = resource.meta.name
     wanted = {**settings.pod_defaults, **(resource.spec.pod or {})}
@@ -182,22 +192,26 @@ def _template(resource: Resource[VectorIndexSpec], shard: int, where: Target, se
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": names.selector(name, shard)},
     }
+    of_shard = {"matchLabels": names.selector(name, shard)}
     serving = {
         **container(where, settings, wanted),
         "name": "lakehouse",
         "args": ["serve"],
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
-        "env": [*environment(where), *_serving(resource, shard, settings)],
+        "env": [*environment(where), *_serving(resource, shard, settings), *(wanted.get("env") or ())],
         **_probes(),
     }
     return {
-        "metadata": {"labels": _of_shard(resource, shard)},
+        "metadata": pod_metadata(_of_shard(resource, shard), wanted),
         "spec": {
             **pod(resource, where, settings, wanted),
             "terminationGracePeriodSeconds": GRACE_S,
-            "topologySpreadConstraints": wanted.get("topologySpreadConstraints") or [spread],
+            # One that says nothing of whom it spreads is about the shard: the installation cannot name it.
+            "topologySpreadConstraints": [
+                {**one, "labelSelector": one.get("labelSelector") or of_shard}
+                for one in wanted.get("topologySpreadConstraints") or [spread]
+            ],
             "containers": [serving],
         },
     }
@@ -248,20 +262,35 @@ def _probes() -> Body:
 # ---- what pods and Jobs share ---------------------------------------------------------------------------------------
 
 
+def pod_metadata(labels: Mapping[str, str], wanted: Mapping[str, Any]) -> Body:
+    """Of a pod: our labels, and what else is `wanted` beside them."""
+    annotations = wanted.get("annotations")
+    found: Body = {"labels": {**(wanted.get("labels") or {}), **labels}}
+    return found | ({"annotations": dict(annotations)} if annotations else {})
+
+
 def pod(resource: Resource[Any], where: Target, settings: Settings, wanted: Mapping[str, Any]) -> Body:
     """The parts of a pod's spec that every pod of ours has; `wanted` may place it."""
     storage = resource.spec.storage or {}
-    size = (storage.get("cache") or {}).get("size")
+    size = (storage.get("cache") or wanted.get("cache") or {}).get("size")
     volumes: list[Body] = [{"name": "scratch", "emptyDir": {"sizeLimit": size} if size else {}}]
     if where.ca_bundle:
         name = names.certificates(resource.kind, resource.meta.name)
         volumes.append({"name": "certificates", "configMap": {"name": name}})
+    if where.secret:
+        volumes.append({"name": "credentials", "secret": {"secretName": where.secret, "defaultMode": 0o444}})
     secrets = [{"name": name} for name in settings.image_pull_secrets]
-    placed = {name: wanted[name] for name in ("nodeSelector", "tolerations", "affinity") if wanted.get(name)}
+    placed = {name: wanted[name] for name in PLACEMENT if wanted.get(name)}
     return {
+        # Always said: where it is taken back, an older field of the same meaning would stay and count.
+        "serviceAccountName": wanted.get("serviceAccountName") or "default",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **(wanted.get("podSecurityContext") or {}),
+        },
         "volumes": volumes,
         **({"imagePullSecrets": secrets} if secrets else {}),
         **placed,
@@ -273,10 +302,13 @@ def container(where: Target, settings: Settings, wanted: Mapping[str, Any]) -> B
     mounts: list[Body] = [{"name": "scratch", "mountPath": SCRATCH}]
     if where.ca_bundle:
         mounts.append({"name": "certificates", "mountPath": CERTIFICATES, "readOnly": True})
+    if where.secret:
+        mounts.append({"name": "credentials", "mountPath": CREDENTIALS, "readOnly": True})
     return {
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy.value,
         "resources": wanted.get("resources") or {},
+        # For what else it says, such as AWS_REGION; its keys are taken from the files.
         "envFrom": [{"secretRef": {"name": where.secret}}] if where.secret else [],
         "volumeMounts": mounts,
         "securityContext": {
@@ -294,6 +326,7 @@ def environment(where: Target) -> list[Body]:
         "LAKEHOUSE_DATA": where.url,
         "LAKEHOUSE_S3_ENDPOINT": where.endpoint,
         "LAKEHOUSE_S3_REGION": where.region,
+        "LAKEHOUSE_S3_CREDENTIALS_DIR": CREDENTIALS if where.secret else "",
         "AWS_CA_BUNDLE": f"{CERTIFICATES}/{PEM}" if where.ca_bundle else "",
     }
     return [*variables(told), {"name": "LAKEHOUSE_PEER_KEY", "valueFrom": peers}]

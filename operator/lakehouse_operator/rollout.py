@@ -1,16 +1,24 @@
 """How far an index's pods are on their way to a new make, and which index may go that way next.
 
-A change of its own spec rolls an index at once.  What an upgrade of the operator changes (its image, its settings, its
-code) rolls one index at a time, in order of namespace and name, each after the one before serves again; one that does
-not get anywhere in ten minutes holds up nobody.  What this module does not do: apply anything.
+What an upgrade of the operator changes (its image, its settings, its code) rolls one index at a time, in order of
+namespace and name, each after the one before serves again.  The order has only those that can move, and whoever does
+not move for ten minutes holds up nobody.
+
+An index that waits keeps the pods' template it has; everything else of its Deployments is what its spec says, so it is
+scaled and repaired meanwhile.  A change of its own spec that its pods are made of (placement, resources, storage)
+rolls it at once, and to the new make: which parts of an older template came from the spec and which from the operator,
+nobody could say any more.  What this module does not do: apply anything.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lakehouse.control.conditions import ConditionType, find
+from lakehouse.control.state import Resource
 from lakehouse_operator import names
-from lakehouse_operator.resources import suspended
+from lakehouse_operator.resources import PROGRESS_S, Body, suspended
 
 Index = tuple[str, str]
 """Namespace and name."""
@@ -24,9 +32,8 @@ def release_of(deployment: Mapping[str, Any]) -> str:
 def is_replaced(deployment: Mapping[str, Any]) -> bool:
     """Whether every pod of a Deployment is of its newest make, as far as the cluster has got to know of it."""
     status, asked = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
-    known = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     updated = status.get("updatedReplicas", 0)
-    return bool(known and updated >= asked and status.get("replicas", 0) <= updated)
+    return bool(_is_known(deployment) and updated >= asked and status.get("replicas", 0) <= updated)
 
 
 def is_done(deployment: Mapping[str, Any]) -> bool:
@@ -39,6 +46,17 @@ def is_stuck(deployment: Mapping[str, Any]) -> bool:
     """Whether its rollout has not moved for so long that nobody waits for it."""
     conditions = (deployment.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Progressing" and one["status"] == "False" for one in conditions)
+
+
+def _updated(deployment: Mapping[str, Any]) -> int:
+    """How many of its pods are of the newest make."""
+    return (deployment.get("status") or {}).get("updatedReplicas", 0) if _is_known(deployment) else 0
+
+
+def _is_known(deployment: Mapping[str, Any]) -> bool:
+    """Whether the status is about what is asked for now."""
+    status = deployment.get("status") or {}
+    return bool(status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0))
 
 
 def progress(deployments: Sequence[Mapping[str, Any]]) -> str:
@@ -63,31 +81,107 @@ def refused(deployments: Iterable[Mapping[str, Any]]) -> str:
     return ""
 
 
-def waits_for(mine: Index, deployments: Iterable[Mapping[str, Any]], release: str) -> str:
-    """Whom an index waits for before its pods become those of `release`; empty when it is its turn, or needs none.
+def moves(resource: Resource[Any] | None) -> bool:
+    """Whether an index's Deployments become what they should be, as far as the resource itself tells; None: there is
+    none that can be understood."""
+    if resource is None or resource.meta.paused or resource.meta.deletion_requested:
+        return False
+    taken = find(resource.status, ConditionType.ACCEPTED).get("reason") == "ChildNameTaken"
+    refused = find(resource.status, ConditionType.UP_TO_DATE).get("reason") == "ApplyFailed"
+    return not (taken or refused)
 
-    `deployments` are those of every index.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An index that an upgrade has not done with."""
+
+    index: Index
+    pods: int
+    """How many are of the newest make: more than before means that it moves."""
+
+
+def line(
+    deployments: Iterable[Mapping[str, Any]], release: str, movable: Callable[[Index], bool]
+) -> list[Place]:
+    """Who others may have to wait for, of every index's `deployments`: those that roll, then those still to begin."""
     deployments = list(deployments)
     if all(release_of(one) == release for one in deployments):
-        return ""
-    by_index: dict[Index, list[Mapping[str, Any]]] = defaultdict(list)
+        return []
+    rolling, old = [], []
+    for index, ours in sorted(_by_index(deployments).items()):
+        new = [one for one in ours if release_of(one) == release]
+        place = Place(index, sum(_updated(one) for one in new))
+        if any(not is_done(one) and not is_stuck(one) for one in new):
+            rolling.append(place)
+        elif len(new) < len(ours) and movable(index):
+            old.append(place)
+    return [*rolling, *old]
+
+
+def _by_index(deployments: Iterable[Mapping[str, Any]]) -> Mapping[Index, Sequence[Mapping[str, Any]]]:
+    found: dict[Index, list[Mapping[str, Any]]] = defaultdict(list)
     for one in deployments:
         index = (one["metadata"].get("labels") or {}).get(names.INDEX_LABEL)
         if index is not None and not suspended(one):
-            by_index[one["metadata"]["namespace"], index].append(one)
-    old = sorted(index for index, ours in by_index.items() if any(release_of(one) != release for one in ours))
-    if mine not in old:
-        return ""
-    rolling = sorted(
-        index
-        for index, ours in by_index.items()
-        if index != mine
-        and any(release_of(one) == release and not is_done(one) and not is_stuck(one) for one in ours)
-    )
-    before = rolling[0] if rolling else old[0]
-    if before == mine:
+            found[one["metadata"]["namespace"], index].append(one)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """How far an index was when others began to wait for it to get further."""
+
+    pods: int
+    since_s: float
+
+
+def first(
+    line: Iterable[Place], waited: Mapping[Index, Waited], now_s: float
+) -> tuple[Index | None, Mapping[Index, Waited]]:
+    """The first of `line` that is still waited for, None for nobody; and what to remember for the next time."""
+    given_up: dict[Index, Waited] = {}
+    for place in line:
+        before = waited.get(place.index)
+        if before is None or place.pods > before.pods:
+            before = Waited(place.pods, now_s)
+        if now_s - before.since_s < PROGRESS_S:
+            return place.index, {**given_up, place.index: before}
+        given_up[place.index] = before
+    return None, given_up
+
+
+def waits_for(mine: Index, before: Index | None) -> str:
+    """Why an index waits before its pods become those of the newest make, when `before` is the first of the line; empty
+    when it need not."""
+    if before in (None, mine):
         return ""
     return (
         f"an upgrade of the operator replaces the pods of one index at a time; before it: {'/'.join(before)}"
     )
+
+
+def may_keep(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Whether the Deployment that is `there` is of another make, and the spec says of its pods what it said then."""
+    return (
+        release_of(there) != release_of(wanted)
+        and _asked(there) in (None, _asked(wanted))
+        and not suspended(there)
+    )
+
+
+def _asked(deployment: Mapping[str, Any]) -> str | None:
+    return (deployment["metadata"].get("annotations") or {}).get(names.ASKED_ANNOTATION)
+
+
+def kept(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Body:
+    """A Deployment as it is `wanted`, with the pods' template of the one that is `there`, and what that was made of."""
+    metadata, spec = wanted["metadata"], wanted["spec"]
+    made_of = {
+        names.RELEASE_ANNOTATION: release_of(there),
+        names.ASKED_ANNOTATION: _asked(there) or _asked(wanted),
+    }
+    return {
+        **wanted,
+        "metadata": {**metadata, "annotations": {**metadata["annotations"], **made_of}},
+        "spec": {**spec, "template": there["spec"]["template"]},
+    }

@@ -1,8 +1,8 @@
-"""The routing table: where each declared index of the release's namespace is served, for the gateway.
+"""The routing table: what the release's namespace declares, and where each index of it is served, for the gateway.
 
 What is declared is in the table from its first look to its last, ready or not, so a declared index is never served from
-anywhere else; one whose name belongs to another owner is not ours to route.  What this module does not do: watch it
-(`lakehouse.server.routing_watch`).
+anywhere else; one whose name belongs to another owner is not ours to route.  Of a dataset the name is enough: the pool
+refuses nothing by itself, the gateway does.  What this module does not do: watch it (`lakehouse.server.routing_watch`).
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from lakehouse.control import conditions
 from lakehouse.control.conditions import ConditionType, Status
-from lakehouse.control.kinds import VECTOR_INDEX, Follow
+from lakehouse.control.kinds import DATASET, VECTOR_INDEX, Follow
 from lakehouse_operator import names
 from lakehouse_operator.kube import Body
 from lakehouse_operator.parts import Parts
@@ -22,27 +22,35 @@ CHECK_S = 30.0
 """Somebody may have edited or deleted the table since it was written."""
 
 
-def table(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of these VectorIndexes, by what their statuses say."""
+def table(
+    namespace: str, indexes: Iterable[Mapping[str, Any]], datasets: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The table of these VectorIndexes, by what their statuses say, and of these Datasets, by their names alone."""
     return {
         "version": VERSION,
+        "namespace": namespace,
         "indexes": {
-            body["metadata"]["name"]: _place(body)
-            for body in sorted(bodies, key=lambda body: str(body["metadata"]["name"]))
-            if not _is_anothers(body)
+            _name(body): _place(body) for body in sorted(indexes, key=_name) if not _is_anothers(body)
         },
+        "datasets": sorted(map(_name, datasets)),
     }
+
+
+def _name(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"]["name"])
 
 
 def _place(body: Mapping[str, Any]) -> dict[str, Any]:
     name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
     ready = conditions.find(body.get("status") or {}, ConditionType.READY).get("status") == Status.TRUE
     source = ((body.get("spec") or {}).get("source") or {}).get("dataset") or {}
+    follows = source.get("follow") == Follow.LATEST
     return {
         "url": names.url(name, namespace),
         "resource": f"{VECTOR_INDEX}/{namespace}/{name}",
         "ready": ready,
-        "read_only": source.get("follow") == Follow.LATEST,
+        "read_only": follows,
+        "follows": source.get("name", "") if follows else "",
         "shard_url": names.shard_url(name, namespace),
     }
 
@@ -75,14 +83,19 @@ class Routes:
         self._written_s = 0.0
 
     async def write(self) -> None:
-        """Bring it in line with what the indexes' statuses say, if that is news or was not checked for a while.
+        """Bring it in line with what is declared and the statuses say, if that is news or was not checked for a while.
 
         Raises what the API server does, which writes nothing where nothing differs.
         """
         settings = self._parts.settings
         if not settings.routes_configmap:
             return
-        found = table(self._parts.cache.resources(VECTOR_INDEX, settings.namespace))
+        resources = self._parts.cache.resources
+        found = table(
+            settings.namespace,
+            resources(VECTOR_INDEX, settings.namespace),
+            resources(DATASET, settings.namespace),
+        )
         body = config_map(settings.namespace, settings.routes_configmap, found)
         now_s = self._parts.runtime.monotonic()
         if body == self._written and now_s - self._written_s < CHECK_S:

@@ -10,14 +10,59 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from lakehouse.core.errors import Invalid
 
 ENV_PREFIX = "LAKEHOUSE_OPERATOR_"
 ALL_NAMESPACES = "*"
+NAMESPACE_WORD = "{namespace}"
+"""In the default prefix: the namespace of the resource."""
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+POD_DEFAULTS = frozenset(
+    {
+        "affinity",
+        "annotations",
+        "cache",
+        "env",
+        "labels",
+        "nodeSelector",
+        "podSecurityContext",
+        "priorityClassName",
+        "resources",
+        "serviceAccountName",
+        "tolerations",
+        "topologySpreadConstraints",
+    }
+)
+"""What may be said of all index pods and Jobs."""
+OWN_VARIABLES = frozenset(
+    {
+        "AWS_CA_BUNDLE",
+        "LAKEHOUSE_DATA",
+        "LAKEHOUSE_DECLARED",
+        "LAKEHOUSE_DRAIN_S",
+        "LAKEHOUSE_HOST",
+        "LAKEHOUSE_INDEX",
+        "LAKEHOUSE_INSECURE",
+        "LAKEHOUSE_KEYS",
+        "LAKEHOUSE_PEER_KEY",
+        "LAKEHOUSE_PORT",
+        "LAKEHOUSE_READ_ONLY",
+        "LAKEHOUSE_ROLES",
+        "LAKEHOUSE_S3_CREDENTIALS_DIR",
+        "LAKEHOUSE_S3_ENDPOINT",
+        "LAKEHOUSE_S3_REGION",
+        "LAKEHOUSE_SHARD",
+        "LAKEHOUSE_SHARD_URL",
+        "LAKEHOUSE_SHUTDOWN_S",
+        "LAKEHOUSE_TASK",
+    }
+)
+"""What the operator tells its pods, some of it only at times; nobody else may."""
 
 
 def _own_namespace() -> str:
@@ -67,9 +112,14 @@ class Settings(BaseSettings):
     )
     default_s3_endpoint: str = Field(default="", description="For resources that name none. Empty: AWS.")
     default_s3_bucket: str = Field(default="", description="For resources that name none.")
-    default_s3_region: str = Field(default="us-east-1", description="For resources that name none.")
-    default_s3_prefix: str | None = Field(
-        default=None, description="For resources that name none. Default: the resource's namespace."
+    default_s3_region: str = Field(
+        default="",
+        description="For resources that name none. Empty: what boto3 finds in the pods, such as AWS_REGION.",
+    )
+    default_s3_prefix: str = Field(
+        default=NAMESPACE_WORD,
+        description="For resources that name none; `{namespace}` in it is the resource's, and `/` the whole bucket. "
+        "Where several namespaces are served it must hold `{namespace}`: the same name in two of them is two things.",
     )
     default_s3_ca_bundle: str = Field(
         default="",
@@ -118,7 +168,10 @@ class Settings(BaseSettings):
     health_host: str = Field(default="0.0.0.0", description="Address of the same.")
     pod_defaults: Annotated[dict[str, Any], NoDecode] = Field(
         default_factory=dict,
-        description="JSON object with what a resource's spec.pod or spec.job leaves open: `resources`.",
+        description="JSON object with what a resource's spec.pod, spec.job or spec.storage.cache leaves open: "
+        "`resources`, `nodeSelector`, `tolerations`, `affinity`, `topologySpreadConstraints` and `cache`; and what is "
+        "so for all pods and Jobs: `priorityClassName`, `serviceAccountName`, `podSecurityContext`, `annotations`, "
+        "`labels`, and `env` of names and values.",
     )
     log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
     log_level: str = Field(
@@ -132,10 +185,38 @@ class Settings(BaseSettings):
             return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
         return value
 
+    @field_validator("default_s3_prefix")
+    @classmethod
+    def _apart(cls, value: str, info: ValidationInfo) -> str:
+        watched = info.data.get("watch_namespaces", ())
+        if NAMESPACE_WORD not in value and (len(watched) > 1 or ALL_NAMESPACES in watched):
+            raise ValueError(
+                f"several namespaces are served and would share one prefix: put {NAMESPACE_WORD} into it. "
+                f"prefix=`{value}`"
+            )
+        return value
+
     @field_validator("pod_defaults", mode="before")
     @classmethod
     def _object(cls, value: object) -> object:
         return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @field_validator("pod_defaults")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(value.keys() - POD_DEFAULTS)
+        if unknown:
+            raise ValueError(f"not known: {', '.join(unknown)}; there are {', '.join(sorted(POD_DEFAULTS))}")
+        env = value.get("env") or ()
+        if not all(isinstance(one, dict) and one.keys() == {"name", "value"} for one in env):
+            raise ValueError("env is a list of names and values")
+        given = [one["name"] for one in env]
+        ours = sorted(OWN_VARIABLES.intersection(given))
+        if ours:
+            raise ValueError(f"the operator itself sets these variables: {', '.join(ours)}")
+        if len(given) > len(set(given)):
+            raise ValueError(f"a variable is given twice: {', '.join(sorted(given))}")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -69,11 +69,11 @@ class Starter:
             newest = await self._observer.records.current(store, resource.meta.name)
             record = -1 if newest is None else newest.number
         attempt = self._attempt(action, key)
-        seeded = jobs.seed(
-            resource, action, attempt, record, self._observer.ledger(resource).after(action.act)
-        )
-        task = await self._task(action, resource, store, seeded)
         where = self._buckets.target(key[1], resource.spec.storage)
+        after = self._observer.ledger(resource).after(action.act)
+        make = jobs.make(resource, where, self._parts.settings)
+        seeded = jobs.seed(resource, action, attempt, record, after, make)
+        task = await self._task(action, resource, store, seeded)
         await self._peers.ensure(key[1])
         await self._children.ensure(resource, list(resources.certificates(resource, where)))
         body = jobs.job(resource, action, task, where, self._parts.settings, seeded=seeded, attempt=attempt)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lakehouse.core.errors import Invalid
 from lakehouse.core.names import checked_key
-from lakehouse_operator.settings import Settings
+from lakehouse_operator.settings import NAMESPACE_WORD, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Target:
     endpoint: str = ""
     """Empty: AWS."""
     region: str = ""
+    """Empty: what the environment of who reaches it says."""
     secret: str = ""
     """Empty: the pods' own identity."""
     ca_bundle: str = field(default="", repr=False)
@@ -55,7 +56,7 @@ def target(namespace: str, storage: Mapping[str, Any] | None, settings: Settings
             f"(LAKEHOUSE_OPERATOR_DEFAULT_S3_BUCKET). namespace=`{namespace}`"
         )
     given = s3.get("prefix")
-    default = namespace if settings.default_s3_prefix is None else settings.default_s3_prefix
+    default = settings.default_s3_prefix.replace(NAMESPACE_WORD, namespace)
     prefix = (default if given is None else given).strip("/")
     # The installation's credentials are for the installation's endpoint, and go nowhere else.
     own = bool(s3.get("endpoint")) and s3["endpoint"] != settings.default_s3_endpoint

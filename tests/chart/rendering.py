@@ -34,10 +34,10 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(binary), *arguments], capture_output=True, text=True, check=False, timeout=120)
 
 
-def template(*arguments: str) -> subprocess.CompletedProcess[str]:
+def template(*arguments: str, release: str = RELEASE) -> subprocess.CompletedProcess[str]:
     """`helm template` of the chart; helm built from its module needs to be told which Kubernetes it renders for."""
     return helm(
-        "template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", KUBERNETES, *arguments
+        "template", release, str(CHART), "--namespace", NAMESPACE, "--kube-version", KUBERNETES, *arguments
     )
 
 

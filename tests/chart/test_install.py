@@ -185,7 +185,6 @@ WORK = (
     *(f"update {kind}/finalizers" for kind in KINDS),
     f"create indexsnapshots.{GROUP}",
     f"delete indexsnapshots.{GROUP}",
-    "get pods",
     "list pods",
     "watch pods",
     "get secrets:lake-s3",
@@ -202,12 +201,15 @@ OWN = (
     "patch configmaps:lake-routes",
     "create configmaps",
     "get configmaps:lake-cluster",
+    "get secrets:lakehouse-peer-key",
+    "create secrets",
 )
 NEVER = (
     *(f"{verb} secrets" for verb in ("list", "watch", "update", "patch", "delete")),
     f"create vectorindexes.{GROUP}",
     f"delete vectorindexes.{GROUP}",
     f"delete datasets.{GROUP}",
+    "get pods",
     "create pods",
     "delete pods",
     "create pods/exec",
@@ -233,7 +235,8 @@ def test_the_operator_may_do_its_work_in_its_namespace_alone(cluster: Cluster) -
 def test_the_operator_of_several_namespaces_may_work_in_each_and_lead_in_its_own(cluster: Cluster) -> None:
     other = f"{cluster.namespace}-other"
     cluster.server.kubectl("create", "namespace", other)
-    cluster.upgrade("--set", f"watchNamespaces={{{other}}}")
+    notes = cluster.upgrade("--set", f"watchNamespaces={{{other}}}")
+    assert f"kubectl -n {other} apply" in notes
     assert cluster.allowed(OPERATOR, *WORK, namespace=other) == list(WORK)
     assert cluster.allowed(OPERATOR, *NEVER, *OWN[:3], namespace=other) == []
     assert cluster.allowed(OPERATOR, *OWN) == list(OWN)

@@ -145,7 +145,7 @@ def test_every_service_selects_one_deployment_and_a_port_that_it_has(name: str) 
 def test_what_pods_refer_to_is_there_or_was_named_by_the_user(name: str) -> None:
     bodies = objects(*values(name))
     there = {(body["kind"], body["metadata"]["name"]) for body in bodies}
-    given = {"default", "lake-keys", "lake-s3", "lake-s3-read", "lakehouse-peer-key"}
+    given = {"default", "lake-keys", "lake-s3", "lake-s3-read", "lake-proxies", "lakehouse-peer-key"}
     for pod, spec in pods(bodies):
         for kind, referred in _references(spec):
             assert (kind, referred) in there or referred in given, f"{pod} → {kind}/{referred}"
@@ -156,11 +156,13 @@ def _references(spec: Body) -> list[tuple[str, str]]:
     for volume in spec.get("volumes", ()):
         if "configMap" in volume:
             found.append(("ConfigMap", volume["configMap"]["name"]))
+        if "secret" in volume:
+            found.append(("Secret", volume["secret"]["secretName"]))
         if "persistentVolumeClaim" in volume:
             found.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
     for container in spec["containers"]:
         sources = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if "secretKeyRef" in str(one)]
-        sources += [one["secretRef"] for one in container.get("envFrom", ())]
+        sources += [one["secretRef"] for one in container.get("envFrom", ()) if "secretRef" in one]
         maps = [
             one["valueFrom"]["configMapKeyRef"] for one in container["env"] if "configMapKeyRef" in str(one)
         ]
@@ -218,9 +220,16 @@ def test_the_operator_reads_what_the_chart_says(monkeypatch: pytest.MonkeyPatch)
     assert settings.image_pull_secrets == ("registry-key",)
     assert settings.namespaces == (NAMESPACE,)
     assert settings.default_s3_endpoint == "https://s3.example.com"
-    assert (settings.default_s3_bucket, settings.default_s3_prefix) == ("lake-data", "team/a")
+    assert (settings.default_s3_bucket, settings.default_s3_prefix) == ("lake-data", "team/a/")
     assert settings.default_credentials_secret == "lake-s3"
-    assert settings.pod_defaults == {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}}}
+    assert settings.pod_defaults == {
+        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}},
+        "nodeSelector": {"example.com/disk": "fast"},
+        "cache": {"size": "50Gi"},
+        "serviceAccountName": "lake-index",
+        "labels": {"example.com/team": "data"},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}],
+    }
     assert (settings.routes_configmap, settings.lease_name) == ("vectors-routes", "vectors-operator")
     assert settings.log_level == "WARNING"
 
@@ -243,9 +252,114 @@ def test_who_reaches_the_store_checks_it_against_the_certificates_that_were_give
         assert stamped == (reaches or asked), name
 
 
+@pytest.mark.parametrize("name", sets())
+def test_who_reaches_the_store_has_its_secret_as_files_that_anybody_in_the_pod_may_read(name: str) -> None:
+    for pod, spec in pods(objects(*values(name))):
+        (container,) = spec["containers"]
+        given = [one["secretRef"]["name"] for one in container.get("envFrom", ()) if "secretRef" in one]
+        mounted = [one for one in spec.get("volumes", ()) if "secret" in one]
+        if "-minio" not in pod:
+            assert [one["secret"] for one in mounted] == [
+                {"secretName": secret, "defaultMode": 0o444} for secret in given
+            ], pod
+        mounts = {one["name"]: one for one in container.get("volumeMounts", ())}
+        told = environment(container).get("LAKEHOUSE_S3_CREDENTIALS_DIR") if mounted else None
+        for volume in mounted:
+            assert (mounts[volume["name"]]["mountPath"], True) == (
+                told,
+                mounts[volume["name"]]["readOnly"],
+            ), pod
+
+
 def test_a_cluster_is_called_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = operator_settings(monkeypatch, "cluster")
     assert (settings.cluster, settings.cluster_configmap) == ("north-1", "lake-cluster")
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "/team/a/", "team/{namespace}", "{namespace}"])
+def test_the_operator_and_the_pool_read_a_prefix_alike(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    from lakehouse_operator.settings import load
+    from lakehouse_operator.targets import target
+
+    given = {}
+    for name, body in of_kind(objects("--set-json", f'storage.s3.prefix="{prefix}"'), "Deployment").items():
+        given[name] = environment(body["spec"]["template"]["spec"]["containers"][0])
+    for key, value in given["lake-operator"].items():
+        monkeypatch.setenv(key, value)
+    where = target(NAMESPACE, None, load(namespace=NAMESPACE))
+    assert where.url == given["lake-pool"]["LAKEHOUSE_DATA"] == given["lake-query"]["LAKEHOUSE_DATA"]
+    assert (where.prefix == "") is (prefix == "/")
+
+
+def test_every_object_and_pod_has_the_labels_that_are_common_to_all() -> None:
+    for body in objects(*values("namespaces")):
+        labels = [body["metadata"]["labels"]]
+        if "template" in body.get("spec", {}):
+            labels.append(body["spec"]["template"]["metadata"]["labels"])
+        assert all(one["example.com/team"] == "data" for one in labels), body["metadata"]["name"]
+
+
+def test_a_label_that_a_user_adds_takes_no_selectors_place() -> None:
+    mine = '{"app.kubernetes.io/component":"mine","example.com/team":"data"}'
+    arguments = ("--set-json", f"commonLabels={mine},pool.podLabels={mine},operator.podLabels={mine}")
+    rendered = text("--set", "crds.enabled=false", *arguments)
+    bodies = tuple(loaded(rendered))  # a name that is there twice would be refused
+    for component in ("pool", "operator"):
+        body = of_kind(bodies, "Deployment")[f"lake-{component}"]
+        labels = body["spec"]["template"]["metadata"]["labels"]
+        assert body["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert labels["example.com/team"] == "data"
+
+
+def test_a_component_may_be_somebody_of_its_own() -> None:
+    bodies = objects(*values("production"))
+    account = of_kind(bodies, "ServiceAccount")["lake-writer"]
+    assert account["metadata"]["annotations"] == {
+        "example.com/identity": "writer",
+        "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/lake",
+    }
+    who = {name: spec.get("serviceAccountName") for name, spec in pods(bodies)}
+    assert who["Deployment/vectors-pool"] == "lake-writer"
+    assert who["Deployment/vectors-query"] == "vectors-query"
+    named = objects("--set", "serviceAccount.create=false,operator.serviceAccount.name=keeper")
+    assert of_kind(named, "ServiceAccount") == {}
+    who = {name: spec.get("serviceAccountName") for name, spec in pods(named)}
+    assert (who["Deployment/lake-operator"], who["Deployment/lake-pool"]) == ("keeper", "default")
+    subjects = of_kind(named, "RoleBinding")["lake-operator"]["subjects"]
+    assert [one["name"] for one in subjects] == ["keeper"]
+
+
+def test_what_is_said_of_every_pod_is_said_of_those_that_the_operator_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lakehouse_operator.settings import load
+
+    bodies = objects("--set", "podSecurityContext.fsGroup=2000")
+    for name, spec in pods(bodies):
+        assert spec["securityContext"]["fsGroup"] == 2000, name
+        assert violations(spec) == [], name
+    (container,) = of_kind(bodies, "Deployment")["lake-operator"]["spec"]["template"]["spec"]["containers"]
+    for key, value in environment(container).items():
+        monkeypatch.setenv(key, value)
+    assert load(namespace=NAMESPACE).pod_defaults["podSecurityContext"] == {"fsGroup": 2000}
+
+
+def test_the_test_declares_where_somebody_watches() -> None:
+    def declared(*arguments: str) -> tuple[str, str, list[str]]:
+        bodies = objects(*arguments)
+        told = environment(of_kind(bodies, "Pod")["lake-test"]["spec"]["containers"][0])
+        roles = [one for one in bodies if one["kind"] == "Role" and one["metadata"]["name"] == "lake-test"]
+        return told["DECLARED"], told["NAMESPACE"], [one["metadata"]["namespace"] for one in roles]
+
+    assert declared() == ("true", "shop", ["shop"])
+    assert declared("--set", "watchNamespaces={search,shop}") == ("true", "shop", ["shop"])
+    assert declared("--set", "watchNamespaces={*}") == ("true", "shop", ["shop"])
+    assert declared("--set", "watchNamespaces={search,find}") == ("false", "search", [])
+    told = ("--set", "watchNamespaces={search,find},tests.declared=true")
+    assert declared(*told) == ("true", "search", ["search"])
+    assert declared("--set", "tests.declared=false") == ("false", "shop", [])
+    assert declared("--set", "rbac.create=false") == ("false", "shop", [])
+    assert declared("--set", "rbac.create=false,tests.declared=true") == ("true", "shop", [])
 
 
 def test_the_operator_keeps_the_namespaces_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ REFUSED = {
     # names that are not known, at every depth
     "replicas=1": "replicas",
     "gateway.replica=2": "replica",
-    "gateway.service.nodePort=30000": "nodePort",
+    "gateway.service.nodePorts=30000": "nodePorts",
     "images.dataplane.name=x": "name",
     "storage.s3.secretKey=x": "secretKey",
     "storage.bucket=x": "bucket",
     "pool.cache.bytes=1Gi": "bytes",
-    "operator.podDefaults.nodeSelector.a=b": "nodeSelector",
+    "operator.podDefaults.nodeSelectors.a=b": "nodeSelectors",
     "metrics.serviceMonitor.scrapeTimeout=1s": "scrapeTimeout",
     "minio.image.name=x": "name",
     "networkPolicy.ingress.enabled=true": "ingress",
@@ -47,6 +47,12 @@ REFUSED = {
     "pool.cache.size=lots": "/pool/cache/size",
     "pool.resources.limits.memory=lots": "/pool/resources/limits/memory",
     "fullnameOverride=Lake": "/fullnameOverride",
+    "storage.s3.prefix=team/{name}": "/storage/s3/prefix",
+    "gateway.service.nodePort=70000": "/gateway/service/nodePort",
+    "gateway.service.externalTrafficPolicy=Far": "/gateway/service/externalTrafficPolicy",
+    "operator.logFormat=xml": "/operator/logFormat",
+    "global.imageRegistry=https://registry.example.com": "/global/imageRegistry",
+    "tests.declared=perhaps": "/tests/declared",
     "tests.timeoutSeconds=1": "/tests/timeoutSeconds",
     "metrics.serviceMonitor.interval=often": "/metrics/serviceMonitor/interval",
     "metrics.prometheusRule.runbookUrl=RUNBOOKS.md": "/metrics/prometheusRule/runbookUrl",
@@ -61,6 +67,16 @@ REFUSED_JSON = {
     'pool.extraEnv=[{"value":"1"}]': "/pool/extraEnv/0",
     'networkPolicy.gatewayFrom=["10.0.0.0/8"]': "/networkPolicy/gatewayFrom/0",
     'pool.nodeSelector={"a":1}': "/pool/nodeSelector/a",
+    'operator.podDefaults.env=[{"name":"A","valueFrom":{}}]': "/operator/podDefaults/env/0",
+    'operator.podDefaults.env=[{"name":"LAKEHOUSE_DATA","value":"s3://a"}]': "/operator/podDefaults/env/0/name",
+    'gateway.service.loadBalancerSourceRanges=["anybody"]': "/gateway/service/loadBalancerSourceRanges/0",
+}
+FAILS = {
+    # what does not go together, and no schema can say
+    "watchNamespaces={a,b},storage.s3.prefix=team": r"Put {namespace} into the prefix",
+    "watchNamespaces={*},storage.s3.prefix=/": r"Put {namespace} into the prefix",
+    "networkPolicy.enabled=true,metrics.prometheusRule.enabled=true": "networkPolicy.metricsFrom",
+    "networkPolicy.enabled=true,metrics.serviceMonitor.enabled=true": "networkPolicy.metricsFrom",
 }
 
 
@@ -72,6 +88,32 @@ def test_a_value_that_cannot_be_right_is_refused_and_named(value: str) -> None:
 @pytest.mark.parametrize("value", REFUSED_JSON)
 def test_a_list_that_cannot_be_right_is_refused_and_named(value: str) -> None:
     refused(REFUSED_JSON[value], "--set-json", value)
+
+
+@pytest.mark.parametrize("value", FAILS)
+def test_values_that_do_not_go_together_are_refused_with_what_to_do(value: str) -> None:
+    done = template("--set", value)
+    assert done.returncode != 0, "it was taken"
+    assert FAILS[value] in done.stderr
+
+
+@pytest.mark.parametrize("release", ["1st", "1st.rel", "a.b"])
+def test_a_release_that_no_service_can_be_called_after_is_refused_unless_it_has_another_name(
+    release: str,
+) -> None:
+    done = template(release=release)
+    assert done.returncode != 0, "it was taken"
+    assert f"no Service can be called after the release `{release}`" in done.stderr
+    assert "fullnameOverride" in done.stderr
+    named = template("--set", "fullnameOverride=first", release=release)
+    assert named.returncode == 0, named.stderr
+
+
+def test_a_release_whose_name_looks_like_a_number_is_a_label_all_the_same() -> None:
+    done = template("--set", "fullnameOverride=first,crds.enabled=false", release="123")
+    assert done.returncode == 0, done.stderr
+    instances = {body["metadata"]["labels"]["app.kubernetes.io/instance"] for body in loaded(done.stdout)}
+    assert instances == {"123"}
 
 
 def refused(place: str, *arguments: str) -> None:
@@ -95,6 +137,9 @@ KUBERNETES_OWN = (
     "Selector",
     "ipBlock",
     "claims",
+    "podSecurityContext",
+    "extraEnvFrom",
+    "extraVolume",
 )
 """As Kubernetes has them; the API server checks those."""
 
@@ -116,7 +161,7 @@ def _objects(schema: Any, where: str) -> Iterator[tuple[str, Body]]:
 def test_every_value_is_in_the_schema_and_every_name_of_the_schema_is_a_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     (given,) = loaded((CHART / "values.yaml").read_text(encoding="utf-8"))
-    known = {path for path in _paths(schema, schema["$defs"]) if path != "global"}
+    known = {path for path in _paths(schema, schema["$defs"]) if not path.startswith("global")}
     assert known == set(_keys(given))
 
 
@@ -185,6 +230,9 @@ def test_images_follow_registry_tag_and_digest() -> None:
 
     assert image() == "lakehouse:0.1.0"
     assert image("--set", "images.registry=r.example.com:5000/a/") == "r.example.com:5000/a/lakehouse:0.1.0"
+    assert image("--set", "global.imageRegistry=r.example.com") == "r.example.com/lakehouse:0.1.0"
+    both = "global.imageRegistry=r.example.com,images.registry=mine.example.com"
+    assert image("--set", both) == "mine.example.com/lakehouse:0.1.0"
     assert image("--set", "images.dataplane.tag=dev") == "lakehouse:dev"
     digest = f"sha256:{HASH}"
     assert image("--set", f"images.dataplane.digest={digest}") == f"lakehouse:0.1.0@{digest}"
@@ -199,13 +247,14 @@ def test_one_replica_has_no_budget_that_would_hold_up_a_drain() -> None:
 def test_sql_may_have_credentials_of_its_own() -> None:
     arguments = ("--set", "storage.credentialsSecretRef.name=all,query.credentialsSecretRef.name=some")
     deployments = of_kind(objects(*arguments), "Deployment")
+    specs = {name: body["spec"]["template"]["spec"] for name, body in deployments.items()}
     found = {
-        name: container["envFrom"][0]["secretRef"]["name"]
-        for name, body in deployments.items()
-        for container in body["spec"]["template"]["spec"]["containers"]
+        name: (container["envFrom"][0]["secretRef"]["name"], spec["volumes"][-1]["secret"]["secretName"])
+        for name, spec in specs.items()
+        for container in spec["containers"]
         if "envFrom" in container
     }
-    assert found == {"lake-pool": "all", "lake-query": "some"}
+    assert found == {"lake-pool": ("all", "all"), "lake-query": ("some", "some")}
 
 
 def test_what_a_user_adds_to_the_environment_replaces_ours() -> None:

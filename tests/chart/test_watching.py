@@ -127,6 +127,15 @@ def test_every_alert_has_a_section_in_the_runbooks_and_none_is_of_no_alert() -> 
     assert sorted(headings) == sorted(alert["alert"] for alert in alerts())
 
 
+def test_alerts_about_the_operator_are_about_this_releases() -> None:
+    ours = 'namespace="shop",service="lake-operator"'
+    asked = {alert["alert"]: alert["expr"] for alert in alerts()}
+    for name in ("LakehouseOperatorDown", "LakehouseOperatorFailing", "LakehouseOperatorBehind"):
+        asked_for = METRIC.findall(asked[name])
+        assert asked_for
+        assert asked[name].count(f"{{{ours}}}") == len(asked_for), asked[name]
+
+
 def test_a_snapshot_may_be_late_for_as_long_as_was_said() -> None:
     arguments = ("--set", "metrics.prometheusRule.enabled=true", *values("production"))
     (late,) = (one for one in _rules(*arguments) if one["alert"] == "LakehouseSnapshotOverdue")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -417,7 +418,7 @@ async def test_files_that_are_no_objects_are_passed_over(tmp_path: Path, runtime
 
 def s3(minio: MinioServer, runtime: SystemRuntime, **changes: str) -> S3Store:
     settings = minio.settings(read_timeout_s=1.0, connect_timeout_s=1.0)
-    fields = {
+    fields: dict[str, Any] = {
         "access_key_id": changes.get("access_key", settings.access_key_id),
         "secret_access_key": changes.get("secret_key", settings.secret_access_key),
     }

@@ -5,7 +5,6 @@ Tests that ask for them are skipped, saying so, unless `make e2e` (or tests/e2e/
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -34,10 +33,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def images_loaded(cluster: Cluster) -> dict[str, Image]:
     """`dataplane`, `operator` and `minio`, on every node."""
-    built = images.build_all()
-    for name, image in built.items():
-        built[name] = Image(cluster.engine.load_image(image.archive, image.name), image.archive)
-    return built
+    found = images.of(cluster.engine)
+    return {name: images.loaded(cluster.engine, image) for name, image in found.items()}
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +51,7 @@ def lakehouse(cluster: Cluster, minio_pod: Store, images_loaded: dict[str, Image
         with release.installed(cluster, minio_pod, images_loaded, NAMESPACE) as found:
             yield found
     except AssertionError:
-        print(f"kept: {evidence.keep(cluster, NAMESPACE, _folder() / 'install')}")
+        print(f"kept: {evidence.keep(cluster, NAMESPACE, evidence.folder() / 'install')}")
         raise
 
 
@@ -79,7 +76,7 @@ def invariants(request: pytest.FixtureRequest) -> Iterator[None]:
     marker = request.node.get_closest_marker("ends_operator")
     complaints = operator.complaints(replaced=marker is not None) + watch.caught()
     if complaints or request.node.stash.get(FAILED, False):
-        folder = _folder() / request.node.name
+        folder = evidence.folder() / request.node.name
         print(f"kept: {evidence.keep(found.cluster, found.namespace, folder)}")
     assert not complaints, "\n".join(complaints)
 
@@ -90,7 +87,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when == "call":  # type: ignore[attr-defined]
         item.stash[FAILED] = report.failed  # type: ignore[attr-defined]
     return report
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("LAKEHOUSE_E2E_EVIDENCE", "build/e2e")).absolute()

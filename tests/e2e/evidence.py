@@ -5,6 +5,7 @@ whether a test passed.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class OperatorWatch:
             return self.release.cluster.kubectl("logs", pod, "--tail=-1", namespace=self.release.namespace)
         except AssertionError:
             return ""
+
+
+def folder() -> Path:
+    """Where it is kept: build/e2e, or what `LAKEHOUSE_E2E_EVIDENCE` names."""
+    return Path(os.environ.get("LAKEHOUSE_E2E_EVIDENCE", "build/e2e")).absolute()
 
 
 def keep(cluster: Cluster, namespace: str, folder: Path) -> Path:

@@ -1,7 +1,9 @@
-"""The images of the project, and MinIO's, as docker-archives: built here, with buildah, from nothing that is pulled.
+"""The images of the project, and MinIO's, in one of two ways; the engine says which.
 
-dataplane/Dockerfile stands on a Debian base that debootstrap makes once.  Every archive is named by a digest of
-what goes into it, so an unchanged image is not built again.  `LAKEHOUSE_TEST_BASE` names a public base instead.
+Without pulling anything: docker-archives made by buildah, dataplane/Dockerfile on a Debian base that debootstrap
+makes once, and MinIO from its Go module.  Or as most people have them: `docker build` as the documentation says,
+and the MinIO that the chart names, which the nodes pull.  Every archive is named by a digest of what goes into it,
+so an unchanged image is not built again.  `LAKEHOUSE_TEST_BASE` names another public base.
 What this does not do: bring images to a cluster; the engines do.
 """
 
@@ -12,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import minio_server
-from e2e.engines import EngineError, archive
+from e2e.engines import Engine, EngineError, archive, docker
 from e2e.engines.machine import run
 from e2e.engines.programs import CACHE, need_packages, run_slowly, say
 
@@ -45,14 +47,15 @@ SOURCES = (
 TARGETS = ("dataplane", "operator")
 PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "runc": "runc"}
 CERTIFICATES = Path("/etc/ssl/certs")
+MINIO = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"
+"""For nodes that pull; the chart's own, and a test holds them equal."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A name that pods use, and the docker-archive that holds it."""
+    """A name that pods use."""
 
     name: str
-    archive: Path
 
     @property
     def repository(self) -> str:
@@ -63,18 +66,62 @@ class Image:
         return self.name.rpartition(":")[2]
 
 
-def build_all() -> dict[str, Image]:
-    """`dataplane`, `operator` and `minio`; raises `EngineError` where they can't be built."""
+@dataclass(frozen=True)
+class Archived(Image):
+    """One that is brought to the nodes, and the docker-archive that holds it."""
+
+    archive: Path
+
+
+def of(engine: Engine) -> Mapping[str, Image]:
+    """`dataplane`, `operator` and `minio`, in the engine's way; raises `EngineError` where they can't be built."""
+    if not engine.pulls_images:
+        return build_all()
+    return {target: with_docker(target) for target in TARGETS} | {"minio": Image(MINIO)}
+
+
+def loaded(engine: Engine, image: Image) -> Image:
+    """The image under the name that pods of the cluster use for it, after giving it to the nodes."""
+    return Image(engine.load_image(image.archive, image.name)) if isinstance(image, Archived) else image
+
+
+def renamed(engine: Engine, image: Image, tag: str) -> Archived:
+    """The same image under another tag, as a release that changes nothing would bring it."""
+    file = f"renamed-{image.repository.rpartition('-')[2]}-{image.tag}.tar"
+    other = Archived(f"{image.repository}:{tag}", IMAGES / file)
+    if engine.pulls_images:
+        docker.tag(image.name, other.name)
+        docker.save(other.name, other.archive)
+    elif not other.archive.exists():
+        _buildah("tag", image.name, other.name)
+        _save(other)
+    return other
+
+
+def build_all() -> dict[str, Archived]:
+    """`dataplane`, `operator` and `minio`, from nothing that is pulled."""
     found = {target: project(target) for target in TARGETS} | {"minio": minio()}
     for image in found.values():
         say(f"  {image.name}: {image.archive.stat().st_size / 1e6:.0f} MB")
     return found
 
 
-def project(target: str) -> Image:
-    """One target of dataplane/Dockerfile."""
+def with_docker(target: str) -> Archived:
+    """One target of dataplane/Dockerfile, on the base that it names."""
+    digest = _digest(sorted(_files(SOURCES)), target, "docker", BASE)
+    image = Archived(f"localhost/lakehouse-{target}:{digest}", IMAGES / f"docker-{target}-{digest}.tar")
+    if not image.archive.exists():
+        say(f"building the image {image.name}")
+        docker.build(ROOT, target, image.name, BASE)
+        docker.save(image.name, image.archive)
+    _forget_others(image, f"docker-{target}-*.tar")
+    return image
+
+
+def project(target: str) -> Archived:
+    """One target of dataplane/Dockerfile, on a base that is made here."""
     digest = _digest(sorted(_files(SOURCES)), target, BASE or _base_name())
-    image = Image(f"localhost/lakehouse-{target}:{digest}", IMAGES / f"{target}-{digest}.tar")
+    image = Archived(f"localhost/lakehouse-{target}:{digest}", IMAGES / f"{target}-{digest}.tar")
     if not image.archive.exists():
         need_packages(PACKAGES)
         base = BASE or _base()
@@ -102,22 +149,13 @@ def project(target: str) -> Image:
     return image
 
 
-def renamed(image: Image, tag: str) -> Image:
-    """The same image under another tag, as a release that changes nothing would bring it."""
-    other = Image(f"{image.repository}:{tag}", image.archive.with_name(f"renamed-{image.archive.name}"))
-    if not other.archive.exists():
-        _buildah("tag", image.name, other.name)
-        _save(other)
-    return other
-
-
-def minio() -> Image:
+def minio() -> Archived:
     """MinIO, built from its Go module, with the libraries that it was linked to."""
     try:
         binary = minio_server.build()
     except minio_server.NoMinioError as error:
         raise EngineError(str(error)) from error
-    image = Image(f"localhost/minio:{minio_server.VERSION}", IMAGES / f"minio-{minio_server.VERSION}.tar")
+    image = Archived(f"localhost/minio:{minio_server.VERSION}", IMAGES / f"minio-{minio_server.VERSION}.tar")
     if not image.archive.exists():
         IMAGES.mkdir(parents=True, exist_ok=True)
         listed = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False).stdout
@@ -188,14 +226,14 @@ def _buildah(*arguments: str) -> str:
     return run(*command)
 
 
-def _save(image: Image) -> None:
+def _save(image: Archived) -> None:
     partial = image.archive.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     _buildah("push", image.name, f"docker-archive:{partial}:{image.name}")
     partial.rename(image.archive)
 
 
-def _forget_others(image: Image, pattern: str) -> None:
+def _forget_others(image: Archived, pattern: str) -> None:
     """Archives of older sources would fill the disk."""
     for other in IMAGES.glob(pattern):
         if other != image.archive:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from e2e import engines, images
-from e2e.engines import EngineError
+from e2e.engines import Engine, EngineError
 from e2e.engines.programs import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,21 +28,29 @@ def main() -> int:
     parser.add_argument("--soak", action="store_true", help="the long runs, and only they")
     asked, more = parser.parse_known_args()
     name = asked.engine or chosen()
-    took: dict[str, float] = {}
     try:
         engine = engines.of(name)
-        say(f"end-to-end tests on the engine `{name}`")
-        took["cluster"] = _timed(engine.up)
-        took["images"] = _timed(images.build_all)
-        began = time.monotonic()
-        status = _pytest(name, more, soak=asked.soak)
-        took["tests"] = time.monotonic() - began
+        engine.check()
+        is_kept = asked.keep or engine.is_kept()
+        say(f"end-to-end tests on the engine `{name}`" + (", whose cluster stays" if is_kept else ""))
+        return _run(engine, lambda: _pytest(name, more, soak=asked.soak), is_kept=is_kept)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _run(engine: Engine, tests: Callable[[], int], *, is_kept: bool) -> int:
+    """The exit status of the tests; the cluster ends with them, even half made, unless it is kept."""
+    took: dict[str, float] = {}
+    try:
+        took["cluster"] = _timed(engine.up)
+        took["images"] = _timed(lambda: images.of(engine))
+        began = time.monotonic()
+        status = tests()
+        took["tests"] = time.monotonic() - began
     finally:
-        if not asked.keep and name:
-            took["down"] = _timed(engines.of(name).down)
+        if not is_kept:
+            took["down"] = _timed(engine.down)
     say("; ".join(f"{what} {seconds:.0f} s" for what, seconds in took.items()))
     return status
 

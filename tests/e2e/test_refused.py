@@ -1,12 +1,17 @@
-"""What the API server refuses by the CRDs alone: each rule tried, with the sentence that a person then reads."""
+"""What the API server refuses by the CRDs alone: each rule tried, with the sentence that a person then reads.
+
+And what the gateway refuses: changing over HTTP what a resource declares.
+"""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from e2e.access import Body, Refused
 from e2e.release import Release, dataset, index_snapshot, vector_index
+from e2e.waiting import until
 
 SOURCE = {"dataset": {"name": "d", "idColumn": "id", "vectorColumn": "v"}}
 LATEST = {"dataset": SOURCE["dataset"] | {"follow": "Latest"}}
@@ -87,3 +92,55 @@ def test_names_at_their_limit_are_taken(lakehouse: Release) -> None:
     lakehouse.apply(vector_index("a" * 63, suspend=True), index_snapshot("b" * 250, "a" * 63))
     lakehouse.cluster.delete("VectorIndex", lakehouse.namespace, "a" * 63)
     lakehouse.cluster.delete("IndexSnapshot", lakehouse.namespace, "b" * 250)
+
+
+ROWS = b"id\n1\n"
+
+
+@pytest.fixture(scope="module")
+def told(kept: Release) -> Release:
+    """The gateway has heard of what is declared; asking for a deletion changes nothing before that."""
+    for path in ("/v1/catalog/dataset/kept", "/v1/vectors/index/kept"):
+        with kept.http() as http:
+            until(
+                f"DELETE {path} to be refused",
+                partial(http.delete, path),
+                lambda said: said.status_code == 409,
+            )
+    return kept
+
+
+def test_a_declared_dataset_is_changed_by_its_resource_only(told: Release) -> None:
+    with told.http("write") as http:
+        answers = [
+            http.post("/v1/ingest?name=kept", content=ROWS),
+            http.post("/v1/ingest", files={"file": ("a.csv", ROWS)}, data={"name": "kept"}),
+            http.post("/v1/catalog/register", json={"name": "kept", "schema_fingerprint": "f"}),
+            http.delete("/v1/catalog/dataset/kept"),
+        ]
+        why = (
+            f"the dataset is declared by Dataset/{told.namespace}/kept: change, apply or delete that resource. "
+            "dataset=`kept`"
+        )
+        assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [(409, why)] * 4
+        assert http.get("/v1/catalog/manifest/kept").status_code == 404
+
+
+def test_a_declared_index_is_created_and_deleted_by_its_resource_only(told: Release) -> None:
+    with told.http("write") as http:
+        answers = [
+            http.post("/v1/vectors/index", json={"name": "kept", "dimension": 8}),
+            http.delete("/v1/vectors/index/kept"),
+        ]
+        why = f"the index is declared by VectorIndex/{told.namespace}/kept: apply or delete that resource. index=`kept`"
+        assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [(409, why)] * 2
+
+
+def test_what_nobody_declares_is_changed_over_http(told: Release) -> None:
+    with told.http("write") as http:
+        assert http.post("/v1/ingest?name=loose", content=ROWS).status_code == 200
+        second = http.post("/v1/ingest", files={"file": ("a.csv", b"id\n2\n")}, data={"name": "loose"})
+        assert second.json()["manifest"]["version"] == 2, second.text
+        assert http.delete("/v1/catalog/dataset/loose").status_code == 204
+        assert http.post("/v1/vectors/index", json={"name": "loose", "dimension": 8}).status_code == 201
+        assert http.delete("/v1/vectors/index/loose").status_code == 204

@@ -73,9 +73,8 @@ def test_an_upgrade_of_the_operator(lakehouse: Release, images_loaded: dict[str,
     make(lakehouse, "upgraded", replicas=2)
     changed = {}
     for target in ("dataplane", "operator"):
-        other = images.renamed(images_loaded[target], "next")
-        name = lakehouse.cluster.engine.load_image(other.archive, other.name)
-        changed[target] = {"tag": name.rpartition(":")[2]}
+        other = images.renamed(lakehouse.cluster.engine, images_loaded[target], "next")
+        changed[target] = {"tag": images.loaded(lakehouse.cluster.engine, other).tag}
     with Load(lakehouse, "upgraded", DIMENSION) as load:
         load.wait_for(QUIET)
         lakehouse.upgrade(images=changed)

@@ -163,7 +163,7 @@ class Truth:
 
 def _about_generation(body: Body) -> Iterator[Claim]:
     wanted, observed = body["metadata"]["generation"], body.get("status", {}).get("observedGeneration")
-    if observed != wanted:
+    if observed is not None and observed != wanted:  # who has said nothing yet has not lied
         yield "observedGeneration", f"is {observed}, the spec is at {wanted}"
 
 

@@ -116,7 +116,7 @@ def listing(version: str, *items: dict[str, object]) -> dict[str, object]:
 
 
 def ready_of(routes: Routes, name: str) -> bool | None:
-    place = routes.place(name)
+    place = None if routes.table is None else routes.table.indexes.get(name)
     return None if place is None else place.ready
 
 
@@ -254,7 +254,7 @@ async def test_a_real_api_server_is_followed_with_two_rights_on_one_name(
         await until(lambda: ready_of(routes, "products") is False)
         await asyncio.to_thread(kube_api.kubectl, "delete", "configmap", "lakehouse-routes", *shop)
         await until(lambda: "gone" in routes.detail)
-        assert routes.place("products") is not None
+        assert ready_of(routes, "products") is False
     finally:
         await routes.close()
         runtime.close()

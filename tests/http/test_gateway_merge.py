@@ -54,6 +54,7 @@ class Deployment:
                 "resource": f"VectorIndex/shop/{pods.index}",
                 "ready": True,
                 "read_only": read_only.get(pods.index, False),
+                "follows": "catalog" if read_only.get(pods.index) else "",
             }
             for pods in (self.products, self.fresh)
         }
@@ -152,7 +153,9 @@ def test_what_only_a_dataset_may_change_takes_no_merge(deployment: Deployment, c
             if answer.status_code != 200:
                 break
         assert answer.status_code == 409, answer.text
-        assert "VectorIndex/shop/products" in answer.json()["detail"]
+        assert answer.json()["detail"] == (
+            "the index is read-only: it follows dataset catalog, as VectorIndex/shop/products says. index=`products`"
+        )
         clearing = client.post("/index/products/merge", json={"dest": "fresh", "clear_source": True})
         assert clearing.status_code == 409
         assert client.post("/index/products/merge", json={"dest": "fresh"}).status_code == 200

@@ -1,4 +1,7 @@
-"""A gateway with a routing table: declared indexes are served by their own pods or not at all, the rest by the pool."""
+"""A gateway with a routing table: declared indexes are served by their own pods or not at all, the rest by the pool.
+
+What a resource declares, an index or a dataset, is changed by that resource only.
+"""
 
 import json
 import time
@@ -60,9 +63,11 @@ class Deployment:
     def servers(self) -> tuple[LiveServer, ...]:
         return self.pool, self.products, self.query, self.gateway
 
-    def write(self, **changes: object) -> None:
-        """The table, with `products` as it is but for the changes."""
-        self.write_text(json.dumps({"version": 1, "indexes": {"products": self.place(**changes)}}))
+    def write(self, *datasets: str, **changes: object) -> None:
+        """The table, with `products` as it is but for the changes, and these datasets."""
+        indexes = {"products": self.place(**changes)}
+        table = {"version": 1, "namespace": "shop", "indexes": indexes, "datasets": datasets}
+        self.write_text(json.dumps(table))
 
     def place(self, **changes: object) -> dict[str, object]:
         return {
@@ -182,6 +187,120 @@ def test_a_create_that_cannot_be_read_is_the_pools_to_refuse(through: httpx.Clie
     assert through.post("/vectors/index", content=iter([large])).status_code == 409
 
 
+ROWS = b"id\n1\n"
+REFUSED = (
+    "the dataset is declared by Dataset/shop/clicks: change, apply or delete that resource. dataset=`clicks`"
+)
+
+
+@pytest.fixture
+def declaring(deployment: Deployment, through: httpx.Client) -> httpx.Client:
+    """A client of the gateway, which knows that the dataset `clicks` is declared."""
+    deployment.write("clicks")
+    deadline = time.monotonic() + SEEN_S_MAX
+    while (answer := through.delete("/catalog/dataset/clicks")).status_code != 409:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
+    return through
+
+
+def form(*parts: tuple[str, bytes], chunks: int = 1) -> tuple[dict[str, str], Iterator[bytes]]:
+    """Headers and body of a form with these fields in this order, sent in so many chunks."""
+    body = b"--x" + b"".join(
+        b'\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n--x'
+        % (name.encode(), b'; filename="a.csv"' if name == "file" else b"", value)
+        for name, value in parts
+    )
+    body += b"--\r\n"
+    size = -(-len(body) // chunks)
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    return {"content-type": "multipart/form-data; boundary=x"}, pieces
+
+
+def post_form(
+    client: httpx.Client, *parts: tuple[str, bytes], query: str = "", chunks: int = 1
+) -> httpx.Response:
+    headers, pieces = form(*parts, chunks=chunks)
+    return client.post(f"/ingest{query}", headers=headers, content=pieces)
+
+
+NAMED = ("name", b"clicks")
+FILE = ("file", ROWS)
+LARGE = ("file", b"id\n" + b"1234567\n" * (1 << 18))
+"""2 MiB: more than the gateway keeps of a body."""
+
+
+def test_a_declared_dataset_takes_no_file_and_no_deletion_through_the_gateway(
+    deployment: Deployment, declaring: httpx.Client
+) -> None:
+    answers = [
+        declaring.post("/ingest?name=clicks", content=ROWS),
+        declaring.post("/ingest?name=%63licks", content=ROWS),
+        declaring.post("/ingest?name=clicks", files={"file": ("a.csv", ROWS)}),
+        declaring.post("/ingest", files={"file": ("a.csv", ROWS)}, data={"name": "clicks"}),
+        post_form(declaring, NAMED, LARGE, chunks=9),
+        post_form(declaring, LARGE, NAMED, chunks=9),
+        post_form(declaring, ("name", b"other"), NAMED, FILE),
+        declaring.delete("/catalog/dataset/clicks"),
+        declaring.delete("/catalog/dataset/cl%69cks"),
+        declaring.post("/catalog/register", json={"name": "clicks", "schema_fingerprint": "f"}),
+    ]
+    assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [(409, REFUSED)] * 10
+    with client_of(deployment.pool) as pool:
+        assert pool.get("/catalog/manifest/clicks").status_code == 404
+        assert pool.get("/ingest").json()["running"] == []
+    assert declaring.get("/catalog/manifest/clicks").status_code == 404  # reading it is everybody's
+
+
+def test_datasets_that_nobody_declares_pass_the_gateway(declaring: httpx.Client) -> None:
+    answers = [
+        declaring.post("/ingest?name=loose", content=ROWS),
+        post_form(declaring, ("name", b"clicks2"), FILE),
+        post_form(declaring, LARGE, ("name", b"large"), chunks=9),
+        post_form(declaring, NAMED, FILE, query="?name=asked"),
+        post_form(declaring, NAMED, ("name", b"last"), FILE),
+        declaring.post("/catalog/register", json={"name": "told", "schema_fingerprint": "f"}),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 6, [answer.text for answer in answers]
+    names = [answer.json()["manifest"]["name"] for answer in answers]
+    assert names == ["loose", "clicks2", "large", "asked", "last", "told"]
+    assert [declaring.delete(f"/catalog/dataset/{name}").status_code for name in names] == [204] * 6
+
+
+def test_an_ingest_that_cannot_be_read_is_refused_as_ever(declaring: httpx.Client) -> None:
+    answers = [
+        declaring.post("/ingest", content=ROWS),
+        declaring.post("/ingest?name=%ff", content=ROWS),
+        declaring.post("/ingest", content=ROWS, headers={"content-type": "multipart/form-data"}),
+        declaring.post(
+            "/ingest", content=b"--x", headers={"content-type": "multipart/form-data; boundary=x"}
+        ),
+        post_form(declaring, NAMED, ("transform", b"\xff"), FILE),
+        post_form(declaring, FILE),
+        declaring.post("/catalog/register", content=b"{"),
+        declaring.post("/catalog/register", json={"name": "clicks"}),
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 8, [answer.text for answer in answers]
+
+
+def test_a_gateway_that_keeps_the_catalog_itself_goes_by_the_table_too(
+    deployment: Deployment, declaring: httpx.Client, tmp_path: Path
+) -> None:
+    urls = {f"LAKEHOUSE_{role}_URL": deployment.pool.url for role in ("QUERY", "VECTORS")}
+    env = {**urls, "LAKEHOUSE_ROUTES": str(deployment.table), "LAKEHOUSE_KEYS": KEYS}
+    roles = ["--roles", "gateway,storage,catalog,ingest"]
+    with LiveServer("memory:", tmp_path / "log", args=roles, env=env) as server:
+        server.spawn()
+        server.wait_ready()
+        with client_of(server) as client:
+            answers = [
+                client.post("/ingest?name=clicks", content=ROWS),
+                client.delete("/catalog/dataset/clicks"),
+            ]
+            assert [(each.status_code, each.json()["detail"]) for each in answers] == [(409, REFUSED)] * 2
+            assert client.post("/ingest?name=loose", content=ROWS).status_code == 200
+
+
 def test_sql_searches_declared_indexes_through_the_gateway(through: httpx.Client) -> None:
     through.post("/vectors/index/products/add", json=ITEM)
     asked = {"sql": "SELECT id FROM vector_search('products', [1, 0], k := 1)"}
@@ -231,11 +350,18 @@ def test_without_a_table_a_gateway_is_not_ready_and_guesses_nothing(
                 assert answer.status_code == 503, answer.text
                 said = answer.json()["checks"]["routes"]
         with client_of(server) as client:
-            asked = client.get("/vectors/index/loose")
-            assert asked.status_code == 503, asked.text
+            asked = [
+                client.get("/vectors/index/loose"),
+                client.post("/ingest?name=loose", content=ROWS),
+                client.delete("/catalog/dataset/loose"),
+            ]
+            assert [(each.status_code, each.json()["outcome"]) for each in asked] == [
+                (503, "not_committed")
+            ] * 3
             (tmp_path / "routes.json").write_text('{"version": 1, "indexes": {}}')
             server.wait_ready()
             assert client.get("/vectors/index/nothing").status_code == 404
+            assert client.delete("/catalog/dataset/nothing").status_code == 404
 
 
 def test_routes_and_the_vectors_role_exclude_each_other(tmp_path: Path) -> None:

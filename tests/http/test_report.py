@@ -116,6 +116,14 @@ def test_a_cluster_needs_kubectl_and_says_so(tmp_path: Path) -> None:
     assert report(tmp_path, "-n", "shop", "--url", "http://127.0.0.1:1").returncode == 2
 
 
+def test_a_namespace_that_is_asked_for_goes_before_a_server_of_the_environment(tmp_path: Path) -> None:
+    env = environment({"LAKEHOUSE_URL": "http://127.0.0.1:1"}) | {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        command_line("report", "-n", "shop"), env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert "a report on a cluster needs kubectl" in done.stderr
+
+
 OBJECTS = f"""
 apiVersion: lakehouse.agentview.dev/v1alpha1
 kind: VectorIndex

@@ -169,9 +169,22 @@ class LittleKubelet:
                 secret = await kube.get(SECRET, namespace, reference["name"])
                 assert secret is not None
                 found[one["name"]] = _plain(secret["data"][reference["key"]])
+        for one in template["spec"].get("volumes", ()):
+            if "secret" in one:
+                found["LAKEHOUSE_S3_CREDENTIALS_DIR"] = str(await self._mounted(one["secret"]["secretName"]))
         scratch = self.folder / "scratch"
         scratch.mkdir(exist_ok=True)
         return found | {"TMPDIR": str(scratch)} | extra
+
+    async def _mounted(self, secret: str) -> Path:
+        """A Secret as files, where this test may write."""
+        body = await self.lake.where.kube.get(SECRET, self.lake.where.namespace, secret)
+        assert body is not None
+        folder = self.folder / f"secret-{secret}"
+        folder.mkdir(exist_ok=True)
+        for name, value in body["data"].items():
+            (folder / name).write_text(_plain(value))
+        return folder
 
     def _process(self, name: str, command: str, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         with (self.folder / f"{name}.log").open("wb") as log:

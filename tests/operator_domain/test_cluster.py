@@ -15,7 +15,7 @@ from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.control.state import PAUSE_ANNOTATION
 from lakehouse.core.types import IndexParams
 from lakehouse.runtime import SystemRuntime
-from lakehouse_operator import names, peers
+from lakehouse_operator import converge, names, peers
 from lakehouse_operator.kube import CONFIG_MAP, DEPLOYMENT, KINDS, PDB, SECRET, SERVICE, Body
 from minio_server import MinioServer
 from operator_domain import test_resources
@@ -205,6 +205,31 @@ async def test_a_suspended_index_has_no_pods_until_it_is_resumed(
             await until(scaled)
 
 
+async def test_an_index_whose_pods_the_cluster_refuses_is_suspended_all_the_same(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    refused = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    async with lake(kube_api, where, minio) as it:
+        await where.index()
+        before = await it.child(DEPLOYMENT, "products-shard-0")
+        await where.patch(VECTOR_INDEX, "products", {"pod": {"resources": refused}})
+        await it.told(VECTOR_INDEX, "products", "UpToDate", "ApplyFailed")
+        await where.patch(VECTOR_INDEX, "products", {"suspend": True})
+        body = await it.told(VECTOR_INDEX, "products", "Ready", "Suspended")
+        asleep = await it.child(DEPLOYMENT, "products-shard-0")
+        assert asleep["spec"]["replicas"] == 0
+        assert asleep["spec"]["template"] == before["spec"]["template"]
+        assert condition(body, "UpToDate")["reason"] == "ApplyFailed"
+        await where.patch(VECTOR_INDEX, "products", {"suspend": False, "pod": None})
+
+        async def back() -> bool:
+            found = await where.get(DEPLOYMENT, "products-shard-0")
+            return found is not None and found["spec"]["replicas"] == 1
+
+        await until(back)
+        await it.told(VECTOR_INDEX, "products", "UpToDate", "RollingOut")
+
+
 async def test_an_index_of_another_owner_is_left_alone(
     kube_api: KubeApiServer, where: Place, minio: MinioServer
 ) -> None:
@@ -236,37 +261,111 @@ async def test_the_routing_table_has_every_index_of_the_releases_namespace(
         assert (found["ready"], found["url"]) == (False, names.url("products", where.namespace))
 
 
-async def test_an_upgrade_of_the_operator_reaches_one_index_at_a_time(
-    kube_api: KubeApiServer, where: Place, minio: MinioServer
-) -> None:
-    async def rolled_out(it: Lake, name: str) -> None:
-        """As the Deployment's controller tells."""
-        generation = (await it.child(DEPLOYMENT, name))["metadata"]["generation"]
-        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
-        await it.status(DEPLOYMENT, name, {"observedGeneration": generation, **counts})
+UPGRADED = "registry.example/lakehouse:2"
 
-    async def image(name: str) -> str:
-        body = await where.get(DEPLOYMENT, name)
-        return str(body and body["spec"]["template"]["spec"]["containers"][0]["image"])
 
+async def rolled_out(it: Lake, name: str) -> None:
+    """As the Deployment's controller tells."""
+    generation = (await it.child(DEPLOYMENT, name))["metadata"]["generation"]
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    await it.status(DEPLOYMENT, name, {"observedGeneration": generation, **counts})
+
+
+async def two_indexes(kube_api: KubeApiServer, where: Place, minio: MinioServer) -> None:
+    """`a` and `b`, of an operator that has ended."""
     async with lake(kube_api, where, minio) as it:
         for name in ("a", "b"):
             await where.index(name)
             await rolled_out(it, f"{name}-shard-0")
-    async with lake(kube_api, where, minio, image="registry.example/lakehouse:2") as it:
 
-        async def first() -> bool:
-            return (await image("a-shard-0")).endswith(":2")
 
-        async def second() -> bool:
-            return (await image("b-shard-0")).endswith(":2")
+async def image(where: Place, name: str) -> str:
+    body = await where.get(DEPLOYMENT, f"{name}-shard-0")
+    return str(body and body["spec"]["template"]["spec"]["containers"][0]["image"])
 
-        await until(first)
+
+async def upgraded(where: Place, name: str) -> None:
+    async def check() -> bool:
+        return await image(where, name) == UPGRADED
+
+    await until(check, f"{name} has pods of the new make")
+
+
+async def test_the_routing_table_names_every_dataset_of_the_releases_namespace(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is looked at, and until it is gone."""
+    monkeypatch.setattr(converge, "ROUTES_CHECK_S", 3_600.0)
+    async with lake(kube_api, where, minio) as it:
+
+        async def names_it() -> bool:
+            body = await where.get(CONFIG_MAP, "lakehouse-routes")
+            return body is not None and "rows" in json.loads(body["data"]["routes.json"])["datasets"]
+
+        async def is_gone() -> bool:
+            return not await names_it()
+
+        await where.create(DATASET, "rows", RAW)
+        await until(names_it, "a table with the dataset")
+        await it.still()
+        await where.kube.delete(KINDS[DATASET], where.namespace, "rows")
+        await until(is_gone, "a table without the dataset")
+
+
+async def test_an_upgrade_of_the_operator_reaches_one_index_at_a_time(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    await two_indexes(kube_api, where, minio)
+    async with lake(kube_api, where, minio, image=UPGRADED) as it:
+        await upgraded(where, "a")
         body = await it.told(VECTOR_INDEX, "b", "UpToDate", "RollingOut")
         assert "one index at a time" in condition(body, "UpToDate")["message"]
-        assert not await second()
+        assert await image(where, "b") != UPGRADED
         await rolled_out(it, "a-shard-0")
-        await until(second)
+        await upgraded(where, "b")
+
+
+async def test_an_index_that_is_paused_holds_up_no_upgrade(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    await two_indexes(kube_api, where, minio)
+    await where.annotate(VECTOR_INDEX, "a", {PAUSE_ANNOTATION: "true"})
+    async with lake(kube_api, where, minio, image=UPGRADED):
+        await upgraded(where, "b")
+        assert await image(where, "a") != UPGRADED
+
+
+async def test_an_index_whose_turn_has_not_come_is_scaled_and_repaired(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    await two_indexes(kube_api, where, minio)
+    before = await image(where, "b")
+    async with lake(kube_api, where, minio, image=UPGRADED) as it:
+        await it.told(VECTOR_INDEX, "b", "UpToDate", "RollingOut")
+        await where.patch(VECTOR_INDEX, "b", {"replicas": 2})
+
+        async def replicas(count: int) -> bool:
+            body = await where.get(DEPLOYMENT, "b-shard-0")
+            return body is not None and body["spec"]["replicas"] == count
+
+        async def as_before() -> bool:
+            return await replicas(2) and await image(where, "b") == before
+
+        await until(as_before)
+        at_rest = await where.get(DEPLOYMENT, "b-shard-0")
+        await it.turn(where.key(VECTOR_INDEX, "b"))
+        assert await where.get(DEPLOYMENT, "b-shard-0") == at_rest
+        kube_api.kubectl(
+            "set", "image", "-n", where.namespace, "deployment/b-shard-0", "lakehouse=elsewhere/thing:9"
+        )
+        await where.patch(DEPLOYMENT, "b-shard-0", {"replicas": 7})
+        await until(as_before)
+        await where.patch(VECTOR_INDEX, "b", {"pod": {"nodeSelector": {"disk": "fast"}}})
+        await upgraded(where, "b")  # a change of its own spec waits for nobody
+        await rolled_out(it, "a-shard-0")
+        await it.still()
+        body = await it.child(DEPLOYMENT, "b-shard-0")
+        assert body["spec"]["template"]["spec"]["nodeSelector"] == {"disk": "fast"}
 
 
 # ---- endings --------------------------------------------------------------------------------------------------------

@@ -113,6 +113,32 @@ def test_a_pod_that_cannot_start_is_the_jobs_progress() -> None:
     assert only(body, pod(body, {"waiting": {"reason": "ContainerCreating"}})).progress == ""
 
 
+def test_a_job_has_started_when_any_of_its_pods_has_run() -> None:
+    body = job()
+    assert not only(body).started
+    assert not only(body, pod(body, {"waiting": {"reason": "ImagePullBackOff"}})).started
+    assert only(body, pod(body, {"running": {}})).running.started
+    body["status"]["ready"] = 1
+    assert only(body).started  # its controller says so
+
+
+def test_a_job_of_another_make_is_told_from_one_that_would_be_made_so_now() -> None:
+    def made(**spec: Any) -> str:
+        return jobs.make(index(**spec), where(), settings())
+
+    small, large = made(), made(pod={"resources": {"limits": {"memory": "8Gi"}}})
+    placed = made(pod={"nodeSelector": {"disk": "fast"}})
+    image = jobs.make(index(), where(), settings(image="registry.example/lakehouse:2"))
+    assert len({small, large, placed, image}) == 4
+    assert small == made(hnsw={"m": 32})  # what is done is the task's business
+    waits, failed = job(), job(1, FAILED)
+    for now, as_now in ((small, True), (large, False), ("", True)):
+        found = jobs.ledger([waits, failed], [], "uid-products", now)
+        assert found.running is not None
+        assert found.running.running.as_now is as_now
+        assert [one.as_now for one in found.failures] == [as_now]
+
+
 def test_the_ledger_has_what_runs_and_the_newest_end_of_each_act() -> None:
     complete = {"type": "Complete", "status": "True"}
     first, second, running = job(1, FAILED), job(2, complete), job(3)
@@ -141,11 +167,11 @@ def test_jobs_of_others_and_those_that_go_do_not_count() -> None:
 
 
 def test_a_job_is_named_for_the_state_it_was_decided_in() -> None:
-    def name(attempt: int = 1, record: int = 3, after: str = "") -> str:
-        return names.job("products", "Rebuild", jobs.seed(index(), REBUILD, attempt, record, after))
+    def name(attempt: int = 1, record: int = 3, after: str = "", make: str = "") -> str:
+        return names.job("products", "Rebuild", jobs.seed(index(), REBUILD, attempt, record, after, make))
 
     assert name() == name()
-    assert len({name(), name(2), name(1, 4), name(1, 3, "job-1")}) == 4
+    assert len({name(), name(2), name(1, 4), name(1, 3, "job-1"), name(1, 3, "", "other")}) == 5
     assert jobs.life("a") != jobs.life("b")
 
 

@@ -1,10 +1,12 @@
 """Who waits longest for a Job begins first, and nobody passes."""
 
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from cluster_samples import settings
+from cluster_samples import NOW, settings
 from lakehouse.control.state import PAUSE_ANNOTATION
-from lakehouse_operator import lines
+from lakehouse_operator import jobs, lines, names
 from lakehouse_operator.cache import Cache, Key
 from lakehouse_operator.parts import Parts
 
@@ -48,6 +50,37 @@ def test_the_line_follows_what_statuses_say() -> None:
     assert line.may_begin(A)
     cache.remove(A)
     assert line.may_begin(B)
+
+
+@dataclass
+class Clock:
+    """Says what time it is."""
+
+    time: datetime
+
+    def now(self) -> datetime:
+        return self.time
+
+
+def test_a_job_that_cannot_start_soon_holds_up_nobody() -> None:
+    unused: Any = None
+    clock: Any = Clock(NOW)
+    cache = Cache()
+    parts = Parts(settings(jobs_at_once=1), clock, unused, cache, unused, "home", lambda _: None)
+    line = lines.Lines(parts)
+    meta = {"name": "a-ingest-1", "namespace": "shop", "labels": {names.DATASET_LABEL: "a"}}
+    begun = NOW.isoformat()
+    body = {"kind": "Job", "metadata": {**meta, "resourceVersion": "1", "creationTimestamp": begun}}
+    cache.put({**body, "status": {"startTime": begun}})
+    clock.time = NOW + lines.GRACE - timedelta(seconds=1)
+    assert not line.may_begin(B)
+    clock.time = NOW + lines.GRACE
+    assert line.may_begin(B)
+    labels = {names.DATASET_LABEL: "a", jobs.JOB_NAME_LABEL: "a-ingest-1"}
+    pod = {"name": "p", "namespace": "shop", "labels": labels, "resourceVersion": "2"}
+    status = {"containerStatuses": [{"state": {"running": {"startedAt": begun}}}]}
+    cache.put({"kind": "Pod", "metadata": pod, "status": status})
+    assert not line.may_begin(B)  # it runs after all
 
 
 def test_nobody_passes() -> None:

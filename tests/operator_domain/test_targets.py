@@ -21,6 +21,16 @@ def test_what_the_resource_leaves_open_comes_from_the_installation() -> None:
     assert target("shop", {"credentialsSecretRef": {"name": "mine"}}, settings()).secret == "mine"
 
 
+def test_the_default_prefix_holds_the_namespace_of_the_resource() -> None:
+    several = settings(watch_namespaces="a,b", default_s3_prefix="team/{namespace}/x")
+    assert [target(name, None, several).url for name in ("a", "b")] == [
+        "s3://lake/team/a/x",
+        "s3://lake/team/b/x",
+    ]
+    assert target("a", {"s3": {"prefix": "{namespace}"}}, several).url == "s3://lake/{namespace}"
+    assert target("shop", None, settings(default_s3_prefix="/")).url == "s3://lake"
+
+
 def test_the_installations_credentials_go_to_no_other_endpoint() -> None:
     other = {"s3": {"endpoint": "https://elsewhere", "bucket": "mine"}}
     assert target("shop", other, settings()).secret == ""

@@ -9,11 +9,15 @@ from uuid import UUID
 
 import pytest
 
+from cluster_samples import index, settings
+from cluster_samples import where as default_target
 from kube_api_server import KubeApiServer
 from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.core import names as keys
+from lakehouse.core.errors import Unavailable
 from lakehouse.runtime import SystemRuntime
-from lakehouse_operator import converge, jobs, names, peers, routes
+from lakehouse_operator import converge, jobs, names, peers, resources, routes
+from lakehouse_operator.children import says
 from lakehouse_operator.kube import CONFIG_MAP, KINDS, POD, SECRET, Body
 from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
@@ -52,6 +56,73 @@ async def test_a_peer_key_that_was_deleted_is_made_again_as_it_was(
     await ours.ensure(where.namespace)
     assert await peers.Peers(where.kube, runtime).key(where.namespace) == key  # pods that run know no other
     runtime.close()
+
+
+async def test_the_releases_namespace_has_a_peer_key_before_anything_is_declared(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods of the chart do not start without it."""
+    monkeypatch.setattr(peers, "CHECK_S", 0.2)
+    async with lake(kube_api, where, minio) as it:
+        made = await it.child(str(SECRET), names.PEER_KEY_SECRET)
+        await where.kube.delete(SECRET, where.namespace, names.PEER_KEY_SECRET)
+        again = await it.child(str(SECRET), names.PEER_KEY_SECRET)
+        assert again["data"] == made["data"]
+
+
+async def test_a_peer_key_that_cannot_be_made_is_tried_again(
+    where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "AGAIN_S", 0.05)
+    create, asked = where.kube.create, []
+
+    async def sometimes(body: Body) -> Body:
+        asked.append(body)
+        if len(asked) < 3:
+            raise Unavailable("the API server is away")
+        return await create(body)
+
+    monkeypatch.setattr(where.kube, "create", sometimes)
+    runtime = SystemRuntime()
+    ours = peers.Peers(where.kube, runtime)
+    ours.start(where.namespace)
+    await until(lambda: where.kube.get(SECRET, where.namespace, names.PEER_KEY_SECRET))
+    assert len(asked) == 3
+    await ours.close()
+    runtime.close()
+
+
+async def test_what_is_taken_back_from_all_pods_is_gone_from_a_template(where: Place) -> None:
+    """The API server keeps an older field of the same meaning as serviceAccountName; the other one must win."""
+    asked = {
+        "serviceAccountName": "lake-index",
+        "priorityClassName": "high",
+        "nodeSelector": {"disk": "fast"},
+        "annotations": {"example.com/team": "data"},
+        "labels": {"example.com/team": "data"},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "cache": {"size": "20Gi"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+        ],
+    }
+
+    async def applied(defaults: Body) -> Body:
+        wanted = resources.index(index(), default_target(), settings(pod_defaults=defaults), suspended=False)[
+            -1
+        ]
+        wanted["metadata"] |= {"namespace": where.namespace, "ownerReferences": []}
+        made = await where.kube.apply(wanted)
+        assert says(made, wanted)  # after a restart nothing is written
+        template: Body = made["spec"]["template"]
+        return template
+
+    bare = await applied({})
+    told = await applied(asked)
+    assert told["spec"]["serviceAccountName"] == "lake-index"
+    assert told["spec"]["priorityClassName"] == "high"
+    assert await applied({}) == bare
 
 
 async def test_the_routing_table_is_written_again_when_it_is_gone(

@@ -53,6 +53,7 @@ async def test_one_leads_and_the_other_waits_until_it_lets_go(where: Place) -> N
     first, second = lease(where, "a", runtime), lease(where, "b", runtime)
     await first.acquire()
     keeping = asyncio.ensure_future(first.keep())
+    assert (await stored(where))["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
     waiting = asyncio.ensure_future(second.acquire())
     # Longer than the lease lasts: it is renewed all the while.
     await runtime.sleep(2.5 * DURATION_S)

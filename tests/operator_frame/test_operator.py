@@ -128,6 +128,36 @@ async def test_a_paused_resource_is_told_of_and_nothing_is_done(
         assert "_paused{" not in it.operator.metrics.exposition().decode()
 
 
+async def test_an_object_that_is_refused_holds_up_only_what_begins(
+    kube_api: KubeApiServer, where: Place
+) -> None:
+    class Refused(PlainDomain):
+        refuses = True
+
+        async def children(self, resource: Resource[Any], observed: Any) -> None:
+            if self.refuses:
+                raise Invalid("limits.memory is less than requests.memory")
+
+    async with running(kube_api, where) as it:
+        it.operator.controller._domain = domain = Refused(it.domain.parts)
+        await where.index()
+        key = where.key(VECTOR_INDEX, "products")
+        body = await where.has(VECTOR_INDEX, "products", "UpToDate", "False")
+        assert condition(body, "UpToDate")["reason"] == "ApplyFailed"
+        assert domain.acted == []  # its data would be nobody's to remove
+        domain.refuses = False
+        await where.ready()
+        domain.refuses = True
+        await where.patch(VECTOR_INDEX, "products", {"hnsw": {"efSearch": 99}})
+        await until(lambda: (key, "SetEfSearch") in domain.acted)
+        await until(lambda: it.operator.controller.queue.idle)
+        body = await where.has(VECTOR_INDEX, "products", "UpToDate", "False")
+        assert condition(body, "UpToDate")["reason"] == "ApplyFailed"
+        domain.refuses = False
+        await where.has(VECTOR_INDEX, "products", "UpToDate", "True")
+        assert [act for _, act in domain.acted] == ["Create", "SetEfSearch"]
+
+
 async def test_what_this_version_cannot_understand_is_refused_once(
     kube_api: KubeApiServer, where: Place
 ) -> None:

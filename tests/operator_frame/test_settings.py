@@ -32,7 +32,7 @@ def test_what_the_chart_sets_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.pod_defaults == {"resources": {"limits": {"memory": "1Gi"}}}
     assert (found.resync_s, found.log_level, found.log_format) == (60.0, "DEBUG", LogFormat.TEXT)
     assert found.keys == '[{"name": "a"}]'
-    assert found.default_s3_prefix is None
+    assert found.default_s3_prefix == "{namespace}"
     assert found.serves("shop")
     assert not found.serves("other")
 
@@ -47,12 +47,31 @@ def test_without_a_list_the_releases_own_namespace_is_served() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORKERS", "0"), ("LOG_FORMAT", "xml"), ("POD_DEFAULTS", "{"), ("POD_DEFAULTS", "[]"), ("HEALTH_PORT", "x")],
-)  # fmt: skip
+    [
+        ("WORKERS", "0"),
+        ("LOG_FORMAT", "xml"),
+        ("HEALTH_PORT", "x"),
+        ("POD_DEFAULTS", "{"),
+        ("POD_DEFAULTS", "[]"),
+        ("POD_DEFAULTS", '{"nodeSelectors": {}}'),
+        ("POD_DEFAULTS", '{"env": [{"name": "A"}]}'),
+        ("POD_DEFAULTS", '{"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}'),
+        ("POD_DEFAULTS", '{"env": [{"name": "LAKEHOUSE_DATA", "value": "s3://mine"}]}'),
+    ],
+)
 def test_what_cannot_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"LAKEHOUSE_OPERATOR_{name}", value)
     with pytest.raises(Invalid, match=f"LAKEHOUSE_OPERATOR_{name}"):
         load()
+
+
+@pytest.mark.parametrize("watched", ["a,b", "*"])
+def test_namespaces_that_share_a_bucket_share_no_prefix(watched: str) -> None:
+    for prefix in ("team", "/", ""):
+        with pytest.raises(Invalid, match=r"LAKEHOUSE_OPERATOR_DEFAULT_S3_PREFIX: .*\{namespace\}"):
+            load(watch_namespaces=watched, default_s3_prefix=prefix)
+    assert load(watch_namespaces=watched, default_s3_prefix="team/{namespace}")
+    assert load(watch_namespaces="a", default_s3_prefix="team")
 
 
 def test_every_setting_is_described() -> None:

@@ -246,6 +246,23 @@ def test_a_refresh_of_another_wish_is_stopped_and_one_that_is_asked_for_again_go
     assert refresh(again, busy).actions == ()
 
 
+def test_a_refresh_that_has_not_begun_and_would_be_made_otherwise_now_is_begun_anew() -> None:
+    resource = files()
+    work = running(ingest(resource))
+    waits = replace(EMPTY, work=replace(work, started=False, as_now=False))
+    assert refresh(resource, waits).actions == (StopWork(),)
+    for left in (replace(work, started=False), replace(work, as_now=False)):
+        assert refresh(resource, replace(EMPTY, work=left)).actions == ()
+
+
+def test_a_refresh_that_failed_when_it_was_made_otherwise_is_tried_again_at_once() -> None:
+    resource = files()
+    failed = failure(ingest(resource), "JobFailed", attempts=8)
+    assert refresh(resource, replace(EMPTY, failures=(failed,))).actions == ()
+    other = replace(EMPTY, failures=(replace(failed, as_now=False),))
+    assert refresh(resource, other).actions == (ingest(resource),)
+
+
 @pytest.mark.parametrize("current", [None, version(2)], ids=["dropped", "written"])
 def test_what_somebody_else_made_of_it_is_put_right(current: Any) -> None:
     resource = files()

@@ -47,6 +47,7 @@ from lakehouse.control.plan import (
 )
 from lakehouse.control.state import (
     ADOPT_ANNOTATION,
+    PAUSE_ANNOTATION,
     SECRET_NOT_READABLE,
     LastDrain,
     ObservedBootstrap,
@@ -145,6 +146,42 @@ def test_an_index_without_source_is_created_empty() -> None:
     made = decide(index(shards=2, hnsw={"m": 8}), unborn())
     assert made.actions == (CreateIndex(IndexParams("products", 3, 8), 2, IDENTITY),)
     assert condition(made, C.READY) == ("False", "Pending")
+
+
+MISSING = "s3://lake/shop at http://minio:9000"
+
+
+@pytest.mark.parametrize(
+    "spec", [{}, {"bootstrap": {"snapshot": {"uri": "s3://b/k.lhv1"}}}, {"source": ONCE}]
+)
+@pytest.mark.parametrize("held", [{"items": 7}, {"items": 0, "position": "life:9"}])
+def test_content_that_is_nowhere_is_told_of_and_not_begun_anew(
+    spec: dict[str, Any], held: dict[str, Any]
+) -> None:
+    resource = index(**spec)
+    resource = after(resource, decide(resource, seen(**held)))
+    made = decide(resource, unborn(unrecorded=MISSING, source=rows()))
+    assert made.actions == ()
+    for kind in (C.READY, C.UP_TO_DATE):
+        assert condition(made, kind) == ("False", "ContentMissing")
+        assert MISSING in message(made, kind)
+        assert f"{held['items']} items" in message(made, kind)
+    again = decide(after(resource, made), unborn(unrecorded=MISSING, source=rows()))
+    assert (again.actions, again.status_changed) == ((), False)  # it still knows what it held
+    back = decide(after(resource, made), seen(source=rows()))
+    assert condition(back, C.READY) == ("True", "AllReplicasServing")
+
+
+def test_a_name_begins_where_its_status_tells_of_nothing_or_its_end_is_on_record() -> None:
+    assert acts(decide(index(), unborn(unrecorded=MISSING))) == [CreateIndex]
+    held = after(index(), decide(index(), seen(items=7)))
+    assert acts(decide(held, unborn())) == [CreateIndex]  # somebody ended that life
+
+
+def test_what_only_a_dataset_fills_is_built_again_where_it_is_missing() -> None:
+    resource = index(source=SOURCE)
+    resource = after(resource, decide(resource, seen(life=built(resource), items=7, source=rows())))
+    assert acts(decide(resource, unborn(unrecorded=MISSING, source=rows()))) == [BuildIndex]
 
 
 def test_creating_that_failed_waits_and_is_told_of() -> None:
@@ -360,6 +397,36 @@ def test_a_build_that_is_not_wanted_so_any_more_is_stopped_and_a_newer_version_w
     assert decide(index(hnsw={"m": 8}), seen(items=7, work=running(rebuild))).actions == (StopWork(),)
 
 
+@pytest.mark.parametrize(
+    ("asked", "observed"),
+    [
+        ({"source": SOURCE}, unborn(source=rows(1))),
+        ({"hnsw": {"m": 32}}, seen(items=7)),
+        ({"bootstrap": {"snapshot": {"uri": "s3://b/k.lhv1"}}}, unborn()),
+    ],
+    ids=["build", "rebuild", "restore"],
+)
+def test_work_that_has_not_begun_and_would_be_made_otherwise_now_is_begun_anew(
+    asked: dict[str, Any], observed: state.ObservedIndex
+) -> None:
+    resource = index(**asked)
+    (action,) = decide(resource, observed).actions
+    work = running(action)
+    for started, as_now, stops in ((False, False, True), (False, True, False), (True, False, False)):
+        busy = replace(observed, work=replace(work, started=started, as_now=as_now))
+        assert decide(resource, busy).actions == ((StopWork(),) if stops else ())
+
+
+def test_what_failed_when_it_was_made_otherwise_is_tried_again_at_once() -> None:
+    resource = index(source=SOURCE)
+    (action,) = decide(resource, unborn(source=rows(1))).actions
+    failed = failure(action, message="a pod ran out of memory", attempts=8)
+    assert decide(resource, unborn(source=rows(1), failures=(failed,))).actions == ()
+    again = decide(resource, unborn(source=rows(1), failures=(replace(failed, as_now=False),)))
+    assert again.actions == (action,)
+    assert "out of memory" in message(again, C.UP_TO_DATE)
+
+
 def test_a_damaged_index_is_left_as_it_is() -> None:
     made = decide(
         index(hnsw={"m": 32}), seen(damaged="entry 7 is off the chain", serving=False, ef_search=None)
@@ -436,6 +503,20 @@ def test_an_index_that_nobody_declared_is_taken_where_that_costs_none_of_its_ite
     made = decide(index(**spec), seen(life=life(owner=None), items=7, source=rows()))
     assert made.actions == ((TakeOver(IDENTITY),) if taken else ())
     assert condition(made, C.ACCEPTED) == (("Unknown", "TakingOver") if taken else ("False", "PrefixTaken"))
+
+
+def test_anothers_index_stays_anothers_while_the_store_does_not_tell() -> None:
+    resource = index()
+    taken = decide(resource, seen(life=life(owner="elsewhere/default/products")))
+    resource = after(resource, taken)
+    for silent in (unborn(store=DOWN), unborn(damaged="its record cannot be read")):
+        made = decide(resource, silent)
+        assert condition(made, C.ACCEPTED) == ("False", "PrefixTaken")
+        assert message(made, C.ACCEPTED) == message(taken, C.ACCEPTED)
+        assert condition(made, C.READY) == ("False", "NotAccepted")
+        assert made.actions == ()
+    freed = decide(resource, unborn())
+    assert condition(freed, C.ACCEPTED) == ("True", "Valid")
 
 
 @pytest.mark.parametrize(
@@ -573,6 +654,32 @@ def test_content_comes_before_a_drain_and_one_long_action_at_a_time() -> None:
 def test_an_index_that_does_not_answer_is_not_drained() -> None:
     made = decide(index(drain=DRAIN), seen(items=500, target=TARGET, serving=False))
     assert (made.actions, condition(made, C.DRAIN_CURRENT)) == ((), ("False", "NotServing"))
+
+
+def test_a_tier_that_does_not_answer_is_not_taken_for_empty() -> None:
+    resource = index(drain=DRAIN)
+    resource = after(resource, decide(resource, seen(items=7, target=TARGET)))
+    silent = seen(items=None, serving=False, target=TARGET)
+    young = decide(resource, replace(silent, pending_since=ago(seconds=100)))
+    assert condition(young, C.DRAIN_CURRENT) == ("Unknown", "NotServing")
+    assert "7 of 500 items" in message(young, C.DRAIN_CURRENT)
+    old = decide(resource, replace(silent, pending_since=ago(hours=5)))
+    assert condition(old, C.DRAIN_CURRENT) == ("False", "NotServing")
+    full = after(resource, decide(resource, seen(items=500, serving=False, target=TARGET)))
+    assert condition(decide(full, silent), C.DRAIN_CURRENT) == ("False", "NotServing")
+    never = decide(index(drain=DRAIN), silent)
+    assert condition(never, C.DRAIN_CURRENT) == ("Unknown", "NotServing")
+    assert "not known" in message(never, C.DRAIN_CURRENT)
+
+
+def test_a_drain_that_something_keeps_from_beginning_does_not_pass_for_one_under_way() -> None:
+    due = seen(items=500, target=TARGET)
+    paused = index(of=meta(annotations={PAUSE_ANNOTATION: "true"}), drain=DRAIN)
+    assert condition(decide(paused, due), C.DRAIN_CURRENT) == ("False", "Waiting")
+    anothers = replace(due, life=life(owner="elsewhere/default/products"))
+    assert condition(decide(index(drain=DRAIN), anothers), C.DRAIN_CURRENT) == ("False", "Waiting")
+    begins = decide(index(drain=DRAIN), due)
+    assert condition(begins, C.DRAIN_CURRENT) == ("True", "Draining")
 
 
 def test_the_last_drain_is_remembered() -> None:

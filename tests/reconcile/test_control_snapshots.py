@@ -27,10 +27,10 @@ from lakehouse.control.conditions import SNAPSHOT_CONDITIONS, ConditionType
 from lakehouse.control.plan import (
     CreateSnapshotResource,
     DeleteSnapshotFiles,
-    DeleteSnapshotResource,
     EventType,
     Plan,
     RemoveResource,
+    RetireSnapshot,
     StopWork,
     TakeSnapshot,
 )
@@ -187,10 +187,17 @@ def test_a_snapshot_that_is_due_is_asked_for_under_a_name_made_of_its_time() -> 
             "labels": {"lakehouse.agentview.dev/index": "products"},
             "annotations": {"lakehouse.agentview.dev/scheduled-for": "2026-05-04T12:00:00Z"},
         },
-        "spec": {"indexRef": {"name": "products"}, "deadlineSeconds": 600, "deletionPolicy": "Delete"},
+        "spec": {"indexRef": {"name": "products"}, "deadlineSeconds": 600, "deletionPolicy": "Retain"},
     }
     # Until it is seen, it is owed: a crash right here loses nothing.
     assert made.status["snapshot"]["nextScheduleTime"] == "2026-05-04T12:00:00Z"
+
+
+def test_a_scheduled_snapshot_stays_or_goes_as_its_index_does() -> None:
+    for policy in ("Retain", "Delete"):
+        (action,) = decide(index(snapshots=SNAPSHOTS, deletionPolicy=policy), seen()).actions
+        assert isinstance(action, CreateSnapshotResource)
+        assert action.document()["spec"]["deletionPolicy"] == policy
 
 
 def test_one_that_is_there_is_not_made_again() -> None:
@@ -304,7 +311,7 @@ def test_the_status_names_the_newest_success_and_counts_failures_since() -> None
 
 def removed(retention: dict[str, Any], *snapshots: ObservedSnapshot) -> list[str]:
     made = decide(index(snapshots={**SNAPSHOTS, "retention": retention}), seen(snapshots=snapshots))
-    return [one.name[-10:-4] for one in made.actions if isinstance(one, DeleteSnapshotResource)]
+    return [one.name[-10:-4] for one in made.actions if isinstance(one, RetireSnapshot)]
 
 
 def days(*numbers: int, how: SnapshotState = SnapshotState.SUCCEEDED) -> list[ObservedSnapshot]:
@@ -334,6 +341,16 @@ def test_the_newest_success_stays_however_old_it_is() -> None:
 def test_failures_do_not_count_and_do_not_pile_up() -> None:
     failed = days(0, 1, 2, 3, 4, how=SnapshotState.FAILED)
     assert removed({"keepLast": 1}, *failed, *days(5)) == ["050112", "043012"]
+
+
+def test_one_whose_files_were_retired_before_a_crash_is_retired_again_and_one_that_lost_them_stays() -> None:
+    def emptied(days_ago: int) -> ObservedSnapshot:
+        at = NOON - timedelta(days=days_ago)
+        return taken(at, SnapshotState.FAILED, completed_at=at + timedelta(minutes=1))
+
+    assert removed({"keepLast": 2}, *days(0, 1), emptied(2)) == ["050212"]
+    assert removed({"keepLast": 2}, *days(0, 2), emptied(1)) == []
+    assert removed({"keepLast": 2}, *days(0), emptied(1)) == []
 
 
 def test_what_is_running_in_use_or_made_by_a_person_stays() -> None:

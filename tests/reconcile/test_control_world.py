@@ -250,7 +250,8 @@ class World:
             case plan.CreateSnapshotResource():
                 document = action.document()
                 self.put(kinds.INDEX_SNAPSHOT, action.name, document["spec"], action.scheduled_for)
-            case plan.DeleteSnapshotResource():
+            case plan.RetireSnapshot():
+                self.records.discard(action.name)
                 self.ask_deletion(kinds.INDEX_SNAPSHOT, action.name)
             case plan.TakeSnapshot():
                 self.records.add(action.name)

@@ -352,6 +352,31 @@ def test_snapshots_are_taken_on_schedule_and_the_old_ones_go(tmp_path: Path) -> 
     run(play)
 
 
+def test_an_index_whose_objects_are_gone_is_not_begun_anew_until_it_is_applied_anew(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(12)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("main"))
+        await lake.settle()
+        await (await lake.indexes.open("main")).add(items("x"))
+        await lake.settle()
+        lake.process.crash()
+        for info in await world.bucket.list("_vectors/"):
+            await world.bucket.delete(info.key)
+        lake = await Lake(world, tmp_path, "two").start()
+        await lake.settle()
+        assert await lake.condition("VectorIndex", "main", "Ready") == ("False", "ContentMissing")
+        assert await lake.indexes.names() == []
+        await nothing_more_is_written(lake)
+        await lake.process.run(lake.embedded.delete("VectorIndex", "main", wait_s=60))
+        await lake.apply(index("main"))
+        await lake.settle()
+        assert await lake.condition("VectorIndex", "main", "Ready") == ("True", "AllReplicasServing")
+        assert await lake.contents("main") == {}
+
+    run(play)
+
+
 def test_a_scheduled_name_that_another_index_has_skips_that_firing_and_is_told(tmp_path: Path) -> None:
     async def play() -> None:
         world = CountingWorld(11)

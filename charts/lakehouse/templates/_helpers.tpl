@@ -1,17 +1,46 @@
-{{/* What every name begins with. */}}
+{{/* What every name begins with.  Helm takes names that no Service may have. */}}
 {{- define "lakehouse.name" -}}
-{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- $name := default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "no Service can be called after the release `%s`: its name must begin with a letter and hold letters, digits and hyphens alone. Set fullnameOverride, or give the release another name" .Release.Name) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{/* A map of ours, then what users add to it; a name of ours stays ours.  Takes {ours, theirs}. */}}
+{{- define "lakehouse.and" -}}
+{{- .ours -}}
+{{- $ours := fromYaml .ours -}}
+{{- range $name, $value := .theirs }}
+{{- if not (hasKey $ours $name) }}
+{{ dict $name $value | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The namespace to declare things in, for the test and the notes: the release's own where it is watched. */}}
+{{- define "lakehouse.home" -}}
+{{- $watched := .Values.watchNamespaces -}}
+{{- if or (not $watched) (has "*" $watched) (has .Release.Namespace $watched) -}}
+{{ .Release.Namespace }}
+{{- else -}}
+{{ first $watched }}
+{{- end -}}
 {{- end -}}
 
 {{/* Labels that select pods.  Takes {root, component}. */}}
 {{- define "lakehouse.selector" -}}
 app.kubernetes.io/name: lakehouse
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{/* Labels of every object.  Takes {root, component}. */}}
 {{- define "lakehouse.labels" -}}
+{{- include "lakehouse.and" (dict "ours" (include "lakehouse.labels.own" .) "theirs" .root.Values.commonLabels) -}}
+{{- end -}}
+
+{{- define "lakehouse.labels.own" -}}
 {{ include "lakehouse.selector" . }}
 app.kubernetes.io/part-of: lakehouse
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
@@ -28,12 +57,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- $reference -}}
 {{- end -}}
 
+{{- define "lakehouse.image.registry" -}}
+{{- default (dig "imageRegistry" "" (default dict .Values.global)) .Values.images.registry -}}
+{{- end -}}
+
 {{- define "lakehouse.image.dataplane" -}}
-{{- include "lakehouse.image" (dict "registry" .Values.images.registry "image" .Values.images.dataplane "tag" .Chart.AppVersion) -}}
+{{- include "lakehouse.image" (dict "registry" (include "lakehouse.image.registry" .) "image" .Values.images.dataplane "tag" .Chart.AppVersion) -}}
 {{- end -}}
 
 {{- define "lakehouse.image.operator" -}}
-{{- include "lakehouse.image" (dict "registry" .Values.images.registry "image" .Values.images.operator "tag" .Chart.AppVersion) -}}
+{{- include "lakehouse.image" (dict "registry" (include "lakehouse.image.registry" .) "image" .Values.images.operator "tag" .Chart.AppVersion) -}}
 {{- end -}}
 
 {{- define "lakehouse.pullSecrets" -}}
@@ -47,7 +80,10 @@ imagePullSecrets:
 
 {{/* The ServiceAccount of a component.  Takes {root, component}. */}}
 {{- define "lakehouse.serviceAccount" -}}
-{{- if .root.Values.serviceAccount.create -}}
+{{- $own := dig "serviceAccount" "name" "" (get .root.Values .component | default dict) -}}
+{{- if $own -}}
+{{ $own }}
+{{- else if .root.Values.serviceAccount.create -}}
 {{ include "lakehouse.name" .root }}-{{ .component }}
 {{- else -}}
 default
@@ -56,9 +92,8 @@ default
 
 {{/* Pod Security restricted, for pods and for containers. */}}
 {{- define "lakehouse.podSecurity" -}}
-securityContext:
-  runAsNonRoot: true
-  seccompProfile: {type: RuntimeDefault}
+{{- $ours := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+securityContext: {{- merge (deepCopy .Values.podSecurityContext) $ours | toYaml | nindent 2 }}
 {{- end -}}
 
 {{- define "lakehouse.containerSecurity" -}}
@@ -97,8 +132,20 @@ http://{{ include "lakehouse.name" . }}-minio.{{ .Release.Namespace }}.svc:9000
 {{- end -}}
 {{- end -}}
 
+{{/* As the operator takes it. */}}
 {{- define "lakehouse.s3.prefix" -}}
-{{- default .Release.Namespace (trimAll "/" .Values.storage.s3.prefix) -}}
+{{- $prefix := default "{namespace}" .Values.storage.s3.prefix -}}
+{{- $watched := .Values.watchNamespaces -}}
+{{- if and (or (has "*" $watched) (gt (len $watched) 1)) (not (contains "{namespace}" $prefix)) -}}
+{{- fail (printf "storage.s3.prefix is `%s`, and several namespaces are watched: the same name in two of them would be one thing in the bucket. Put {namespace} into the prefix" $prefix) -}}
+{{- end -}}
+{{- $prefix -}}
+{{- end -}}
+
+{{/* Where what is made over HTTP lies, and what is declared in the release's namespace. */}}
+{{- define "lakehouse.s3.url" -}}
+{{- $prefix := include "lakehouse.s3.prefix" . | replace "{namespace}" .Release.Namespace | trimAll "/" -}}
+{{- printf "s3://%s/%s" .Values.storage.s3.bucket $prefix | trimSuffix "/" -}}
 {{- end -}}
 
 {{- define "lakehouse.credentials" -}}
@@ -177,7 +224,7 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 
 {{/* Settings of pods that reach the bucket. */}}
 {{- define "lakehouse.env.store" -}}
-- {name: LAKEHOUSE_DATA, value: {{ printf "s3://%s/%s" .Values.storage.s3.bucket (include "lakehouse.s3.prefix" .) | quote }}}
+- {name: LAKEHOUSE_DATA, value: {{ include "lakehouse.s3.url" . | quote }}}
 {{- with include "lakehouse.s3.endpoint" . }}
 - {name: LAKEHOUSE_S3_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
@@ -187,6 +234,11 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 {{- if include "lakehouse.ca" . }}
 - {name: AWS_CA_BUNDLE, value: /etc/lakehouse/ca/ca.crt}
 {{- end }}
+{{- end -}}
+
+{{/* Where a pod has the store's Secret as files, which follow it when it changes. */}}
+{{- define "lakehouse.credentials.dir" -}}
+/etc/lakehouse/s3
 {{- end -}}
 
 {{/* A container's variables: ours, without those that the user gives too, then theirs.  Takes {ours, theirs}. */}}
@@ -219,11 +271,7 @@ spec:
     matchLabels: {{- include "lakehouse.selector" . | nindent 6 }}
   template:
     metadata:
-      labels:
-        {{- include "lakehouse.labels" . | nindent 8 }}
-        {{- with .values.podLabels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+      labels: {{- include "lakehouse.and" (dict "ours" (include "lakehouse.labels" .) "theirs" .values.podLabels) | nindent 8 }}
       annotations:
         kubectl.kubernetes.io/default-container: lakehouse
         {{- with include "lakehouse.keys.annotation" .root }}
@@ -240,7 +288,7 @@ spec:
       automountServiceAccountToken: {{ .token }}
       enableServiceLinks: false
       terminationGracePeriodSeconds: {{ .values.terminationGracePeriodSeconds }}
-      {{- include "lakehouse.podSecurity" . | nindent 6 }}
+      {{- include "lakehouse.podSecurity" .root | nindent 6 }}
       {{- include "lakehouse.pullSecrets" .root | nindent 6 }}
       {{- include "lakehouse.placement" .values | nindent 6 }}
       containers:
@@ -250,10 +298,20 @@ spec:
           args: [serve]
           env:
             {{- $ours := printf "%s\n%s" (include "lakehouse.env.common" .root) .env }}
+            {{- $ours = printf "%s\n- {name: LAKEHOUSE_LOG_LEVEL, value: %s}" $ours .values.logLevel }}
+            {{- if .credentials }}
+            {{- $ours = printf "%s\n- {name: LAKEHOUSE_S3_CREDENTIALS_DIR, value: %s}" $ours (include "lakehouse.credentials.dir" .root) }}
+            {{- end }}
             {{- include "lakehouse.env" (dict "ours" $ours "theirs" .values.extraEnv) | nindent 12 }}
-          {{- with .credentials }}
+          {{- if or .credentials .values.extraEnvFrom }}
           envFrom:
+            {{- with .values.extraEnvFrom }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+            {{- with .credentials }}
+            # For what else it says, such as AWS_REGION; its keys are taken from the files.
             - secretRef: {name: {{ . }}}
+            {{- end }}
           {{- end }}
           ports:
             - {name: http, containerPort: 3110}
@@ -277,12 +335,25 @@ spec:
             {{- if $ca }}
             - {name: certificates, mountPath: /etc/lakehouse/ca, readOnly: true}
             {{- end }}
+            {{- if .credentials }}
+            - {name: credentials, mountPath: {{ include "lakehouse.credentials.dir" .root }}, readOnly: true}
+            {{- end }}
+            {{- with .values.extraVolumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir: {sizeLimit: {{ dig "cache" "size" "5Gi" .values }}}
         {{- with $ca }}
         - name: certificates
           configMap: {name: {{ . }}}
+        {{- end }}
+        {{- with .credentials }}
+        - name: credentials
+          secret: {secretName: {{ . }}, defaultMode: 292}  # 0444: nobody in the pod is root
+        {{- end }}
+        {{- with .values.extraVolumes }}
+        {{- toYaml . | nindent 8 }}
         {{- end }}
 {{- end -}}
 

@@ -22,6 +22,7 @@ Namespace = Annotated[
 
 
 def report(
+    call: typer.Context,
     namespace: Namespace = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -49,7 +50,7 @@ def report(
     from lakehouse.runtime import SystemRuntime
 
     in_cluster = bool(namespace or context or kubeconfig)
-    if in_cluster and url:
+    if in_cluster and _is_typed(call, "url"):
         usage_error("a report is of a cluster (-n NAMESPACE) or of a server (--url URL), not of both")
     now = SystemRuntime(1).now()
     path = output or Path(f"lakehouse-report-{now:%Y%m%dT%H%M%SZ}.tar.gz")
@@ -69,6 +70,12 @@ def report(
     )
     if missing:
         note(f"[yellow]{len(missing)} parts could not be had; missing.txt in it says why[/]")
+
+
+def _is_typed(call: typer.Context, option: str) -> bool:
+    """Whether it stands on the command line; what the environment says gives way to that."""
+    source = call.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ async def opened(
         if settings.data.startswith("s3://"):
             from lakehouse.store.s3 import S3Settings  # boto3 takes a third of a second
 
-            s3 = S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region)
+            s3 = S3Settings.of(settings)
         store = await open_store(settings.data, runtime, locks=locks, s3=s3)
         try:
             yield store, runtime

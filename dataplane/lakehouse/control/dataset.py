@@ -183,8 +183,10 @@ def _looks_again(look: Look) -> tuple[float | None, ...]:
 def _outdated(look: Look) -> bool:
     """Whether what is being read is not wanted in that form any more.  Being asked again is no reason to begin anew."""
     work = look.observed.work
+    if work is None or work.act is not Act.INGEST:
+        return False
     shape = look.ingest.key.partition("-")[0]
-    return work is not None and work.act is Act.INGEST and work.subject.partition("-")[0] != shape
+    return work.subject.partition("-")[0] != shape or rounds.replaceable(work)
 
 
 def _overrun(look: Look) -> bool:

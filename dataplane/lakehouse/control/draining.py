@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lakehouse.control import conditions, rounds
-from lakehouse.control.conditions import Condition, ConditionType, false, true, unknown, waiting
+from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown, waiting
 from lakehouse.control.kinds import Drain, OnConflict, VectorIndexSpec
 from lakehouse.control.plan import Merge
-from lakehouse.control.state import Act, ObservedIndex, ObservedTarget
+from lakehouse.control.state import Act, ObservedIndex, ObservedTarget, Resource
 
 _KIND = ConditionType.DRAIN_CURRENT
 
@@ -22,11 +22,13 @@ class Decision:
 
     action: Merge | None
     condition: Condition
+    """As it is once the action has begun."""
     waits: tuple[float | None, ...] = ()
 
 
-def decide(spec: VectorIndexSpec, name: str, observed: ObservedIndex, now: datetime) -> Decision:
+def decide(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: datetime) -> Decision:
     """The drain's part of a round."""
+    spec, name = resource.spec, resource.meta.name
     drain = spec.drain
     if drain is None:
         return Decision(None, unknown(_KIND, "NotConfigured", "no drain is asked for"))
@@ -37,19 +39,31 @@ def decide(spec: VectorIndexSpec, name: str, observed: ObservedIndex, now: datet
         return Decision(None, blocked)
     if spec.suspend or observed.suspended:
         return Decision(None, unknown(_KIND, "Suspended"))
-    wait = _wait_s(drain, observed, now)
-    if wait is None or wait > 0:
-        items = observed.items or 0
-        told = f"{items} of {drain.max_items} items"
-        return Decision(None, true(_KIND, "BelowLimit", told if items else "empty"), (wait,))
-    return _due(drain, observed, now)
+    items = resource.status.get("items") if observed.items is None else observed.items
+    wait = _wait_s(drain, items, observed, now)
+    if wait is not None and wait <= 0:
+        return _due(drain, observed, now)
+    told = f"{items} of {drain.max_items} items" if items else "empty"
+    if observed.items is None:
+        when = "how many items it holds is not known" if items is None else f"when it last answered: {told}"
+        return Decision(
+            None, unknown(_KIND, "NotServing", f"the index itself does not answer; {when}"), (wait,)
+        )
+    return Decision(None, true(_KIND, "BelowLimit", told), (wait,))
 
 
-def _wait_s(drain: Drain, observed: ObservedIndex, now: datetime) -> float | None:
-    """Seconds until a drain is due; None when nothing is there to drain."""
-    if not observed.items:
+def condition_of(decision: Decision, *, begins: bool) -> Condition:
+    """The condition, where something else may keep a drain that is due from beginning."""
+    if decision.action is None or begins or decision.condition.status is not Status.TRUE:
+        return decision.condition
+    return waiting(_KIND, "Waiting", "a drain is due, and the index itself is not as it should be")
+
+
+def _wait_s(drain: Drain, items: int | None, observed: ObservedIndex, now: datetime) -> float | None:
+    """Seconds until a drain of so many `items` is due; None when nothing is known to be there."""
+    if not items:
         return None
-    if observed.items >= drain.max_items:
+    if items >= drain.max_items:
         return 0.0
     since = observed.pending_since or now
     if (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from lakehouse.control.kinds import DeletionPolicy
 from lakehouse.control.state import INDEX_LABEL, SCHEDULED_FOR_ANNOTATION, Act
 from lakehouse.core.types import IndexParams
 
@@ -208,6 +209,8 @@ class CreateSnapshotResource(Action):
     name: str
     index: str
     scheduled_for: datetime
+    deletion_policy: DeletionPolicy
+    """The index's: who keeps that keeps its snapshots, and needs nobody's help to delete them."""
     deadline_s: int = SCHEDULED_DEADLINE_S
 
     @property
@@ -231,17 +234,20 @@ class CreateSnapshotResource(Action):
             "spec": {
                 "indexRef": {"name": self.index},
                 "deadlineSeconds": self.deadline_s,
-                # Its files go with it: retention is there to free their space.
-                "deletionPolicy": "Delete",
+                "deletionPolicy": self.deletion_policy.value,
             },
         }
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteSnapshotResource(Action):
-    """Ask for an IndexSnapshot to go; its own reconcile removes its files."""
+class RetireSnapshot(Action):
+    """Remove a scheduled snapshot's files, whatever its policy, and then ask for its IndexSnapshot to go.
 
-    act = Act.DELETE_SNAPSHOT_RESOURCE
+    In this order, so that whoever is cut off in between leaves something that is retired again.
+    """
+
+    act = Act.RETIRE_SNAPSHOT
+    index: str
     name: str
 
     @property

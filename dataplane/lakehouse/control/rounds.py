@@ -69,9 +69,16 @@ def held_s(failures: Sequence[Failure], action: Action, now: datetime) -> float:
 
 
 def _held_s(failed: Failure, now: datetime) -> float:
+    if not failed.as_now:
+        return 0.0
     wait = backoff_s(failed.attempts)
     # Never longer than the wait itself: the clock may have been set back since.
     return min(wait, max(0.0, wait - (now - failed.at).total_seconds()))
+
+
+def replaceable(work: Running) -> bool:
+    """Whether beginning it anew loses nothing and may help: it never ran, and would be made otherwise now."""
+    return not work.started and not work.as_now
 
 
 def waits(

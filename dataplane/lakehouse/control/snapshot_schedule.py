@@ -17,7 +17,7 @@ from lakehouse.control.plan import (
     SCHEDULED_DEADLINE_S,
     Action,
     CreateSnapshotResource,
-    DeleteSnapshotResource,
+    RetireSnapshot,
 )
 from lakehouse.control.state import Act, Failure, ObservedIndex, ObservedSnapshot, Resource, SnapshotState
 
@@ -46,7 +46,7 @@ def decide(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: da
         return Decision((), unknown(_KIND, "NotConfigured", "no schedule is asked for"), status)
     if checks.problems(resource.spec):
         return Decision((), unknown(_KIND, "InvalidSpec"), status)
-    kept, expires = _retained(asked.retention, seen, now)
+    kept, expires = _retained(resource.meta.name, asked.retention, seen, now)
     if asked.suspend or resource.spec.suspend:
         return Decision(kept, unknown(_KIND, "Suspended"), status, (expires,))
     owed = _owed(resource, asked, observed, now)
@@ -103,14 +103,15 @@ def _creation(
     if owed is None or unfinished or not observed.serving:
         return ()
     name = resource.meta.name
-    return (CreateSnapshotResource(schedule.snapshot_name(name, owed), name, owed),)
+    policy = resource.spec.deletion_policy
+    return (CreateSnapshotResource(schedule.snapshot_name(name, owed), name, owed, policy),)
 
 
 # ---- removing -------------------------------------------------------------------------------------------------------
 
 
 def _retained(
-    retention: Retention | None, seen: Sequence[ObservedSnapshot], now: datetime
+    index: str, retention: Retention | None, seen: Sequence[ObservedSnapshot], now: datetime
 ) -> tuple[tuple[Action, ...], float | None]:
     """What retention removes, and in how many seconds it may remove more."""
     if retention is None:
@@ -119,13 +120,21 @@ def _retained(
     good = _newest_first(one for one in scheduled if one.state is SnapshotState.SUCCEEDED)
     bad = _newest_first(one for one in scheduled if one.state is SnapshotState.FAILED)
     # With keepWithin alone every older one goes but the newest; with keepLast alone every one after the last of them.
-    counted = good[: max(retention.keep_last or 0, 1)]
+    least = max(retention.keep_last or 0, 1)
     within = retention.keep_within or timedelta()
-    young = [one for one in good[len(counted) :] if _finished(one) + within > now]
-    gone = [one for one in good[len(counted) :] if one not in young] + bad[FAILED_KEPT:]
+    older = [*good[least:], *(one for one in bad if len(good) >= least and _is_emptied(one, good[least - 1]))]
+    young = [one for one in older if _finished(one) + within > now]
+    gone = [one for one in older if one not in young]
+    gone += [one for one in bad[FAILED_KEPT:] if one not in older]
     ends = [rounds.seconds_until(_finished(one) + within, now) for one in young]
     removable = (one for one in gone if not one.in_use)
-    return tuple(DeleteSnapshotResource(one.name) for one in removable), min(filter(None, ends), default=None)
+    return tuple(RetireSnapshot(index, one.name) for one in removable), min(filter(None, ends), default=None)
+
+
+def _is_emptied(failed: ObservedSnapshot, last: ObservedSnapshot) -> bool:
+    """Whether it was complete and is older than the `last` that counts: retiring it was cut off after its files."""
+    before = (failed.scheduled_for, failed.name) < (last.scheduled_for, last.name)
+    return failed.completed_at is not None and before
 
 
 def _newest_first(snapshots: Any) -> list[ObservedSnapshot]:

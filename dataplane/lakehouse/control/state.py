@@ -78,7 +78,7 @@ class Act(enum.StrEnum):
     RESUME = "Resume"
     MERGE = "Merge"
     CREATE_SNAPSHOT_RESOURCE = "CreateSnapshotResource"
-    DELETE_SNAPSHOT_RESOURCE = "DeleteSnapshotResource"
+    RETIRE_SNAPSHOT = "RetireSnapshot"
     DROP_INDEX = "DropIndex"
     INGEST = "Ingest"
     RETIRE_VERSIONS = "RetireVersions"
@@ -99,6 +99,10 @@ class Running:
     started_at: datetime
     progress: str = ""
     """For people: `120000 of 500000 items`."""
+    started: bool = True
+    """Whether anything of it has run: it may wait for a node, an image, a quota."""
+    as_now: bool = True
+    """Whether it would be begun in the same way now: with these resources, in this place, of this image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Failure:
     at: datetime
     attempts: int = 1
     """How often in a row, ≥ 1; the wait before the next attempt doubles with it."""
+    as_now: bool = True
+    """As for `Running`; what failed in another way holds nothing back."""
 
 
 SECRET_NOT_READABLE = "SecretNotReadable"
@@ -248,6 +254,8 @@ class ObservedIndex:
     store: StoreState
     life: Life | None = None
     """None: nothing lives under the name (or the store is not reachable, which `store` tells)."""
+    unrecorded: str = ""
+    """Where it was looked for, when the store has no record of the name at all, neither of a life nor of an end."""
     damaged: str = ""
     """Why the life cannot be opened, when it cannot."""
     ef_search: int | None = None

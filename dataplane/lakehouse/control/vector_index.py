@@ -41,6 +41,7 @@ from lakehouse.control.state import (
 )
 
 _CONTENT = (Act.CREATE, Act.BUILD, Act.RESTORE, Act.REBUILD)
+_NOT_OURS = ("PrefixTaken", "ParamsMismatch")
 _LIST = re.compile(r"(?P<item>[A-Z0-9]+)(\([0-9, ]+\))?\[(?P<length>[0-9]*)\]")
 _NUMBERS = frozenset(
     {"FLOAT", "REAL", "DOUBLE", "DECIMAL", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"}
@@ -92,7 +93,7 @@ def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now:
     accepted = _accepted(look)
     source = _source_resolved(look)
     content = _content(look, source) if _may_act(look, accepted) else Content(None)
-    drained = draining.decide(resource.spec, resource.meta.name, observed, now)
+    drained = draining.decide(resource, observed, now)
     kept = snapshot_schedule.decide(resource, observed, now)
     actions = _actions(look, accepted, content, drained, kept)
     found = [
@@ -102,7 +103,7 @@ def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now:
         _ready(look, accepted, source),
         _up_to_date(look, accepted, source, content),
         kept.condition,
-        drained.condition,
+        draining.condition_of(drained, begins=drained.action in actions and not resource.meta.paused),
         _restored(look),
         rounds.paused(resource),
     ]
@@ -154,10 +155,14 @@ def _queued(look: Look, action: Action) -> bool:
 def _outdated(look: Look) -> bool:
     """Whether what is being made is not wanted in that form any more; a newer version of the dataset may wait."""
     work, spec = look.observed.work, look.spec
-    if work is None or work.act not in (Act.BUILD, Act.REBUILD):
+    if work is None or work.act not in _CONTENT:
         return False
+    if rounds.replaceable(work):
+        return True
     if work.act is Act.REBUILD:
         return work.subject != RebuildIndex(spec.params(look.name)).subject
+    if work.act is not Act.BUILD:
+        return False
     return spec.source is None or not work.subject.endswith(f"/{build_key(spec, spec.source)}")
 
 
@@ -214,7 +219,7 @@ def _accepted(look: Look) -> Condition:
     if look.observed.name_taken:
         return false(kind, "ChildNameTaken", look.observed.name_taken)
     if life is None:
-        return true(kind, "Valid")
+        return _unseen(look)
     mismatch = _mismatch(look, life)
     if look.ours is None and not _takes_over(look) and not (mismatch and look.adopts):
         return false(kind, "PrefixTaken", _taken(life, look.observed.identity))
@@ -225,6 +230,16 @@ def _accepted(look: Look) -> Condition:
         whose = f"of {life.owner}" if life.owner else "not declared"
         return unknown(kind, "TakingOver", failed.message if failed else f"the index was {whose} until now")
     return true(kind, "Valid", _built_otherwise(look, life))
+
+
+def _unseen(look: Look) -> Condition:
+    """Of a name under which no life is seen: whose it was is still so while the store does not tell."""
+    kind, observed = ConditionType.ACCEPTED, look.observed
+    before = conditions.find(look.resource.status, kind)
+    silent = observed.store.reachable is not True or bool(observed.damaged)
+    if silent and before.get("reason") in _NOT_OURS:
+        return Condition(kind, Status.FALSE, before["reason"], before.get("message", ""))
+    return true(kind, "Valid")
 
 
 def _taken(life: Life, identity: str) -> str:
@@ -296,7 +311,27 @@ def _goes_with(source: Source | None, life: Life) -> bool:
     return source is not None and (source.follow is Follow.LATEST or "dataset" not in life.origin)
 
 
+def _missing(look: Look) -> str:
+    """Why nothing is begun where nothing is: the status tells of content that the store has never heard of.
+
+    So an installation that was pointed at another bucket, or an emptied one, does not pass for an empty index.  What
+    only a dataset fills is built again: nothing else can be lost.
+    """
+    observed, status = look.observed, look.resource.status
+    items, position = status.get("items"), status.get("position")
+    if observed.life is not None or not observed.unrecorded or look.spec.read_only or not (items or position):
+        return ""
+    return (
+        f"nothing of the index is there, and {items or 0} items were at position {position or 'unknown'}: put the "
+        "storage settings, or the objects, back as they were; to begin empty or from a snapshot, delete the resource "
+        f"and apply it again. looked in=`{observed.unrecorded}`"
+    )
+
+
 def _beginning(look: Look, resolved: Condition) -> Content:
+    missing = _missing(look)
+    if missing:
+        return Content(None, false(ConditionType.UP_TO_DATE, "ContentMissing", missing))
     spec, identity = look.spec, look.observed.identity
     params = spec.params(look.name)
     if spec.source is not None:
@@ -403,7 +438,7 @@ def _misfit(source: Source, seen: ObservedSource, dimension: int) -> tuple[str, 
 
 def _ready(look: Look, accepted: Condition, source: Condition) -> Condition:
     kind, observed = ConditionType.READY, look.observed
-    if accepted.reason in ("PrefixTaken", "ParamsMismatch"):
+    if accepted.reason in _NOT_OURS:
         return waiting(kind, "NotAccepted", "the index of this name is not this resource's")
     if observed.suspended:
         return waiting(kind, "Suspended")
@@ -428,6 +463,9 @@ def _ready(look: Look, accepted: Condition, source: Condition) -> Condition:
 
 def _not_there_yet(look: Look, source: Condition) -> Condition:
     kind, observed = ConditionType.READY, look.observed
+    missing = _missing(look)
+    if missing:
+        return false(kind, "ContentMissing", missing)
     if look.spec.suspend:
         return waiting(kind, "Suspended")
     if source.status is Status.FALSE:

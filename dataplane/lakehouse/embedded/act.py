@@ -80,8 +80,8 @@ class Actor:
                 await self._wishes.forget(key)
             case plan.CreateSnapshotResource():
                 await self._wishes.create(action.document())
-            case plan.DeleteSnapshotResource():
-                await self._wishes.ask_deletion((INDEX_SNAPSHOT, action.name))
+            case plan.RetireSnapshot():
+                await self._retire_snapshot(action)
             case plan.DeleteSnapshotFiles():
                 await self._delete_snapshot_files(action, resource)
             case plan.RetireVersions():
@@ -222,7 +222,7 @@ class Actor:
         store = await open_store(
             f"s3://{bucket}",
             self._parts.runtime,
-            s3=S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region),
+            s3=S3Settings.of(settings),
             probed=False,
         )
         try:
@@ -280,6 +280,13 @@ class Actor:
         """Those of the life that it was taken of; another life may have a snapshot of the same name."""
         life = index_snapshot.life_of(resource.status)
         await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
+
+    async def _retire_snapshot(self, action: plan.RetireSnapshot) -> None:
+        entry = self._registry.get((INDEX_SNAPSHOT, action.name))
+        if entry is not None:
+            files = plan.DeleteSnapshotFiles(action.index, action.name)
+            await self._delete_snapshot_files(files, entry.resource)
+            await self._wishes.ask_deletion((INDEX_SNAPSHOT, action.name))
 
     async def _take_snapshot(self, action: plan.TakeSnapshot) -> None:
         indexes = self._parts.indexes

@@ -85,13 +85,24 @@ class Observer:
         }
         try:
             seen = await self._index(name)
+            unrecorded = await self._unrecorded(name, seen)
             source = await self._source(resource.spec)
             target = await self._target(resource.spec)
         except Unavailable as error:
             return ObservedIndex(store=_unreachable(error), **always)
         return ObservedIndex(
-            store=REACHABLE, source=source, target=target, **always, **self._of_life(name, seen)
+            store=REACHABLE,
+            unrecorded=unrecorded,
+            source=source,
+            target=target,
+            **always,
+            **self._of_life(name, seen),
         )
+
+    async def _unrecorded(self, name: str, seen: _Seen) -> str:
+        if seen.record is not None or seen.damaged or await self._parts.indexes.record(name) is not None:
+            return ""
+        return self._parts.store.url
 
     def _of_life(self, name: str, seen: _Seen) -> dict[str, Any]:
         """What depends on the life that a name has."""

@@ -131,7 +131,7 @@ def _buckets(runtime: Runtime, settings: Settings) -> sources.OpenBucket:
     async def opened(bucket: str) -> ObjectStore:
         from lakehouse.store.s3 import S3Settings  # a third of a second that local sources need not pay
 
-        s3 = S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region)
+        s3 = S3Settings.of(settings)
         return await open_store(f"{sources.S3}{bucket}", runtime, s3=s3, probed=False)
 
     return opened

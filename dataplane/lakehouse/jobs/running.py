@@ -99,7 +99,7 @@ def _task_of(asked: Asked) -> Callable[[Workplace], Awaitable[Mapping[str, Any]]
 
 @contextlib.asynccontextmanager
 async def _workplace(settings: Settings, runtime: Runtime) -> AsyncIterator[Workplace]:
-    s3 = S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region)
+    s3 = S3Settings.of(settings)
     store = await open_store(settings.data, runtime, s3=s3)
     try:
         with contextlib.ExitStack() as stack:

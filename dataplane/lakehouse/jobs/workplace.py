@@ -32,7 +32,7 @@ class Workplace:
     async def other_store(self, url: str) -> AsyncIterator[ObjectStore]:
         """Another bucket, or another prefix, that is only read; with the same credentials and endpoint."""
         settings = self.settings
-        s3 = S3Settings(endpoint=settings.s3_endpoint, region=settings.s3_region)
+        s3 = S3Settings.of(settings)
         store = await open_store(url, self.runtime, s3=s3, probed=False)
         try:
             yield store

@@ -63,7 +63,9 @@ access_logger = logging.getLogger("lakehouse.access")
 
 LOCKED_ROLES = (Role.VECTORS, Role.CATALOG)
 """Roles that alone may write what is theirs; each holds the lock of its own name."""
-STORED_ROLES = (Role.STORAGE, Role.CATALOG, Role.INGEST, Role.QUERY, Role.VECTORS)
+WRITING_ROLES = (Role.STORAGE, Role.CATALOG, Role.INGEST, Role.VECTORS)
+STORED_ROLES = (*WRITING_ROLES, Role.QUERY)
+"""Roles that need the store; a process of roles that only read may have credentials for reading alone."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 LIVES_MAX, LIFE_PAUSE_S = 6, 0.1
 """Looks at the records, 1.5 s together, while processes do not agree on the life of an index."""
@@ -120,7 +122,8 @@ class App:
                 self.settings.data,
                 self.runtime,
                 locks=[role.value for role in LOCKED_ROLES if role in roles],
-                s3=S3Settings(endpoint=self.settings.s3_endpoint, region=self.settings.s3_region),
+                s3=S3Settings.of(self.settings),
+                probed=any(role in roles for role in WRITING_ROLES),
             )
         if self._store is not None:
             self._scratch = await self.runtime.run_io(self._scratch_of, self._store)
@@ -301,7 +304,9 @@ class App:
         return declared is not None and bool(declared.read_only)
 
     def _declares_dataset(self, dataset: str) -> str | None:
-        return None if self.controller is None else self.controller.declares_dataset(dataset)
+        if self.controller is not None:
+            return self.controller.declares_dataset(dataset)
+        return None if self._gateway is None else self._gateway.declares_dataset(dataset)
 
     def _make_controller(self, store: ObjectStore) -> None:
         if self._new_controller is None or self.indexes is None or self.catalog is None:

@@ -13,7 +13,7 @@ import orjson
 
 from lakehouse.catalog import Catalog
 from lakehouse.core.errors import Invalid, NotFound
-from lakehouse.core.manifest import Manifest, checked_registration, parse_reference
+from lakehouse.core.manifest import Manifest, Registration, checked_registration, parse_reference
 from lakehouse.ingest import Reject, read_rejects
 from lakehouse.runtime import Runtime
 from lakehouse.server import json_body
@@ -54,14 +54,8 @@ class CatalogApi:
 
     async def register(self, request: Request) -> Response:
         """Register a dataset's objects under the fingerprint of their schema."""
-        body = await request.body(BODY_BYTES_MAX)
-        json_body.check_utf8(body)
-        json_body.check_nesting(body, "the body")
-        asked: RegisterBody = decode_register(body)
-        registration = checked_registration(
-            asked.name, asked.schema_fingerprint, tuple(asked.objects or ()), asked.row_count
-        )
-        check_dataset_not_declared(self._declares(asked.name), asked.name)
+        registration = registration_of(await request.body(BODY_BYTES_MAX))
+        check_dataset_not_declared(self._declares(registration.name), registration.name)
         done = await self._catalog.register(registration)
         return whole_json_response({"manifest": done.manifest.to_json(), "existing": done.existing})
 
@@ -141,6 +135,16 @@ class CatalogApi:
             with contextlib.suppress(FileNotFoundError):
                 await run(path.unlink)
             await run(os.rmdir, folder)
+
+
+def registration_of(body: bytes) -> Registration:
+    """What a body asks to be registered.  Raises `Invalid`."""
+    json_body.check_utf8(body)
+    json_body.check_nesting(body, "the body")
+    asked: RegisterBody = decode_register(body)
+    return checked_registration(
+        asked.name, asked.schema_fingerprint, tuple(asked.objects or ()), asked.row_count
+    )
 
 
 def _number(asked: dict[str, str], name: str, default: int, most: int, least: int = 0) -> int:

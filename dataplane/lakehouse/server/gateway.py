@@ -1,8 +1,9 @@
 """The gateway: passes a request on to the process that serves it: a role's, or a declared index's own pods.
 
 Path and query go on byte for byte, with the request id, so that one id follows a request through every log.  An index
-that the routing table names is served by its own Service or not at all; creating and deleting it is its resource's.
-What it does not do: answer anything itself, but for the list of indexes and what has to be refused.
+that the routing table names is served by its own Service or not at all; creating and deleting it is its resource's, and
+so is all that changes a dataset of the table.  What it does not do: answer anything itself, but for the list of
+indexes and what has to be refused.
 """
 
 from collections.abc import Mapping
@@ -14,14 +15,21 @@ import msgspec
 
 from lakehouse.core.errors import Invalid, Outcome, Unavailable
 from lakehouse.runtime import Runtime
-from lakehouse.server import forwarding, routing_watch
+from lakehouse.server import forwarding, ingest_api, routing_watch
 from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
-from lakehouse.server.declared import Declared, check_not_declared, check_writable, not_ready
+from lakehouse.server.catalog_api import registration_of
+from lakehouse.server.declared import (
+    Declared,
+    check_dataset_not_declared,
+    check_not_declared,
+    check_writable,
+    not_ready,
+)
 from lakehouse.server.forwarding import Address, Body, Forwarder, Replayed, Streamed
 from lakehouse.server.http import JSON, AnyResponse, Handler, Request, StreamedResponse, json_response
 from lakehouse.server.json_body import CreateBody, Decoder, DeleteBody, MergeBody
 from lakehouse.server.routes import Route
-from lakehouse.server.routing_table import Place
+from lakehouse.server.routing_table import Place, Table
 from lakehouse.server.routing_watch import Routes
 from lakehouse.server.sql_api import BODY_BYTES_MAX as SQL_BODY_BYTES_MAX
 from lakehouse.settings import PROXIED_ROLES, Role, Settings
@@ -67,7 +75,7 @@ class Gateway:
         self._peer_key = "" if settings.peer_key is None else settings.peer_key.get_secret_value()
         self._runtime = runtime
         self.routes: Routes | None = None
-        """Where declared indexes are; None: nobody declares any."""
+        """What is declared, and where its indexes are; None: nobody declares anything."""
         if settings.routes:
             self.routes = routing_watch.opened(settings.routes, runtime)
 
@@ -83,15 +91,19 @@ class Gateway:
 
     def handler(self, route: Route) -> Handler:
         """What answers a route here."""
-        if self.routes is None or route.role is not Role.VECTORS:
+        if self.routes is None:
             return partial(self._to_role, route)
         special: Mapping[str, Handler] = {
+            "catalog.register": partial(self._register, route),
+            "catalog.drop": partial(self._drop_dataset, route),
+            "ingest.ingest": partial(self._ingest, route),
             "vectors.create": partial(self._create, route),
             "vectors.list": partial(self._list, route),
             "vectors.drop": partial(self._drop, route),
             "vectors.merge": partial(self._merge, route),
         }
-        return special.get(route.name) or partial(self._to_index, route)
+        usual = self._to_index if route.role is Role.VECTORS else self._to_role
+        return special.get(route.name) or partial(usual, route)
 
     def readiness(self) -> tuple[bool, str] | None:
         """Whether there is a table to go by, and what is to be said about it; None where none is asked for."""
@@ -134,27 +146,31 @@ class Gateway:
 
     # --- declared indexes
 
-    def _place(self, index: str) -> Place | None:
-        """Where a declared index is, ready or not.  Raises `Unavailable` while nobody knows what is declared."""
+    def _table(self) -> Table:
+        """Raises `Unavailable` while nobody knows what is declared."""
         assert self.routes is not None
-        if not self.routes.ready:
+        if self.routes.table is None:
             raise Unavailable(
-                f"this gateway does not know yet which indexes are declared: {self.routes.detail}",
+                f"this gateway does not know yet what is declared: {self.routes.detail}",
                 outcome=Outcome.NOT_COMMITTED,
                 retry_after_s=2.0,
             )
-        return self.routes.place(index)
+        return self.routes.table
+
+    def _place(self, index: str) -> Place | None:
+        """Where a declared index is, ready or not."""
+        return self._table().indexes.get(index)
 
     def _declared(self, index: str) -> Place | None:
         """Raises `Unavailable` for a declared index that is not ready; the pool never answers for it."""
         place = self._place(index)
         if place is not None and not place.ready:
-            raise not_ready(Declared(place.resource), index)
+            raise not_ready(_as_declared(place), index)
         return place
 
     def _check_not_declared(self, index: str) -> None:
         place = self._place(index)
-        check_not_declared(None if place is None else Declared(place.resource), index)
+        check_not_declared(None if place is None else _as_declared(place), index)
 
     async def _create(self, route: Route, request: Request) -> AnyResponse:
         body = await request.body(self._body_bytes_max[Role.VECTORS])
@@ -168,16 +184,41 @@ class Gateway:
 
     async def _list(self, route: Route, request: Request) -> AnyResponse:
         """The pool's indexes, and the declared ones that answer."""
-        self._place("")
-        assert self.routes is not None
-        assert self.routes.table is not None
+        self._table()
         answer = await self._to_role(route, request)
         if answer.status != 200 or not isinstance(answer, StreamedResponse):
             return answer
         found = msgspec.json.decode(await _whole(answer), type=_Names).names
-        table = self.routes.table
+        table = self._table()
         names = sorted((set(found) - table.indexes.keys()) | table.ready_names)
         return json_response({"names": names, "count": len(names)})
+
+    # --- declared datasets
+
+    def declares_dataset(self, dataset: str) -> str | None:
+        """The resource that declares a dataset.  Raises `Unavailable` while nobody knows what is declared."""
+        return None if self.routes is None else self._table().declares_dataset(dataset)
+
+    def _check_dataset(self, dataset: str) -> None:
+        check_dataset_not_declared(self.declares_dataset(dataset), dataset)
+
+    async def _ingest(self, route: Route, request: Request) -> AnyResponse:
+        asked = request.query()
+        self._check_dataset(asked.get("name", ""))  # before everything is sent
+        if "name" in asked or request.media_type != ingest_api.FORM:
+            return await self._to_role(route, request)
+        form = ingest_api.checked_form(request, self._body_bytes_max[Role.INGEST], self._check_dataset)
+        return await self._to_role(route, request, Streamed(form))
+
+    async def _register(self, route: Route, request: Request) -> AnyResponse:
+        body = await request.body(self._body_bytes_max[Role.CATALOG])
+        with suppress(Invalid):  # the catalog says what is wrong with it
+            self._check_dataset(registration_of(body).name)
+        return await self._to_role(route, request, Replayed(body))
+
+    async def _drop_dataset(self, route: Route, request: Request) -> AnyResponse:
+        self._check_dataset(request.params["dataset"])
+        return await self._to_role(route, request)
 
     # --- merging
 
@@ -195,8 +236,8 @@ class Gateway:
         for place, name, changes in zip(
             places, (source, asked.dest), (bool(asked.clear_source), True), strict=True
         ):
-            if place is not None and changes and place.read_only:
-                check_writable(Declared(place.resource, "its dataset replaces its content"), name)
+            if place is not None and changes:
+                check_writable(_as_declared(place), name)
         return await self._merge_between(request, places[0], places[1], asked)
 
     async def _merge_between(
@@ -241,6 +282,11 @@ async def _whole(answer: StreamedResponse) -> bytes:
 
 class _Names(msgspec.Struct):
     names: list[str]
+
+
+def _as_declared(place: Place) -> Declared:
+    why = f"it follows dataset {place.follows}" if place.follows else "its dataset replaces its content"
+    return Declared(place.resource, why if place.read_only else "")
 
 
 def _address(place: Place) -> Address:

@@ -42,6 +42,7 @@ INGEST_S_MAX = 3_600.0
 WRITE_BYTES = 1 << 20
 FILES_MAX = 1_000
 """Files in one form; a Dataset reads more from where they lie."""
+FORM = b"multipart/form-data"
 FIELD_BYTES_MAX = 1 << 20
 """Form fields that are no files, together; a transform is the longest."""
 FILENAME_CHARACTERS_MAX = 200
@@ -150,6 +151,11 @@ class Body:
         self.write()
         for each in self.files[self._whole :]:
             each.close()
+
+    def forget(self) -> None:
+        """Drop what waits: nobody here wants the files."""
+        for each in self.files:
+            each.waiting.clear()
 
     def remove(self) -> None:
         """Blocks on the disk."""
@@ -266,7 +272,7 @@ class IngestApi:
             await self._runtime.run_io(body.remove)
 
     async def _receive(self, request: Request, body: Body, running: Running) -> None:
-        form = _form(request, body) if request.media_type == b"multipart/form-data" else None
+        form = _form(request, body) if request.media_type == FORM else None
         take = form or _raw(request, body)
         announced = request.check_body(self._settings.ingest_body_bytes_max)
         running.progress = Progress(Step.RESOLVING, 0, announced or 0)
@@ -280,6 +286,23 @@ class IngestApi:
         await self._runtime.run_io(body.end)
         if form is None and body.size == 0:
             raise Invalid("the body is empty: send a file as the body, or files as form fields `file`")
+
+
+async def checked_form(
+    request: Request, bytes_max: int, check: Callable[[str], None]
+) -> AsyncIterator[bytes]:
+    """A form on its way to whoever ingests it; `check` is told its dataset before the last of it goes on.
+
+    So nobody ingests what `check` refuses.  Raises what it does, and `Invalid` or `TooLarge` for the form itself.
+    """
+    body = Body(None)
+    form = _form(request, body)
+    async for chunk in request.stream(bytes_max):
+        form(chunk)
+        body.forget()
+        if form.is_whole:
+            check(body.fields.get("name", ""))
+        yield chunk
 
 
 def _raw(request: Request, body: Body) -> Callable[[bytes], None]:
@@ -305,7 +328,7 @@ class _Form:
         self._headers: dict[bytes, bytes] = {}
         self._into = bytearray()
         self._name = ""
-        self._is_whole = False
+        self.is_whole = False
         self._fields_size = 0
         self._parser = MultipartParser(
             boundary,
@@ -329,13 +352,13 @@ class _Form:
 
     def finish(self) -> None:
         """Raises `Invalid` when the form is cut off or has no files."""
-        if not self._is_whole:
+        if not self.is_whole:
             raise Invalid("the form is cut off before its end")
         if not self._body.files:
             raise Invalid("the form has no field `file`")
 
     def _end(self) -> None:
-        self._is_whole = True
+        self.is_whole = True
 
     def _header_end(self) -> None:
         name, value = self._header

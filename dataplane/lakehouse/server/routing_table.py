@@ -1,9 +1,11 @@
-"""Where each declared index is served: the table that an operator writes and a gateway follows.
+"""What is declared, and where each index of it is served: the table that an operator writes and a gateway follows.
 
-`{"version": 1, "indexes": {"products": {"url": "http://products.shop.svc:3110", "resource":
-"VectorIndex/shop/products", "ready": true, "read_only": false, "shard_url": "http://products-shard-{shard}.shop.svc:3110"}}}`:
-an index that is named here is served at its own address or not at all, whatever else knows its name.  Fields that this
-release does not know are passed over.  What this module does not do: read the table from anywhere.
+`{"version": 1, "namespace": "shop", "indexes": {"products": {"url": "http://products.shop.svc:3110", "resource":
+"VectorIndex/shop/products", "ready": true, "read_only": true, "follows": "catalog", "shard_url":
+"http://products-shard-{shard}.shop.svc:3110"}}, "datasets": ["catalog"]}`: an index that is named here is served at its
+own address or not at all, whatever else knows its name; a dataset is changed by its resource only.  Fields that this
+release does not know are passed over, and those that an older one did not write are empty.  What this module does not
+do: read the table from anywhere.
 """
 
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from lakehouse.control.kinds import DATASET
 from lakehouse.core.errors import Invalid
 from lakehouse.core.names import checked_index_name
 
@@ -33,6 +36,8 @@ class Place:
     ready: bool
     read_only: bool = False
     """Only its dataset may change it."""
+    follows: str = ""
+    """That dataset."""
     shard_url: str = ""
     """Where the pods of one shard are, `{shard}` for its number, several hosts after commas; empty: at `url`."""
 
@@ -42,11 +47,18 @@ class Table:
     """One state of the table."""
 
     indexes: Mapping[str, Place]
+    datasets: frozenset[str] = frozenset()
+    namespace: str = ""
+    """Of all resources in it."""
 
     @property
     def ready_names(self) -> frozenset[str]:
         """The declared indexes that answer now."""
         return frozenset(name for name, place in self.indexes.items() if place.ready)
+
+    def declares_dataset(self, dataset: str) -> str | None:
+        """The resource that declares a dataset, as `Dataset/<namespace>/<name>`; None for any other."""
+        return f"{DATASET}/{self.namespace}/{dataset}" if dataset in self.datasets else None
 
 
 class _Place(msgspec.Struct):
@@ -54,12 +66,15 @@ class _Place(msgspec.Struct):
     resource: str
     ready: bool
     read_only: bool = False
+    follows: str = ""
     shard_url: str = ""
 
 
 class _Table(msgspec.Struct):
     version: int
     indexes: dict[str, _Place]
+    datasets: frozenset[str] = frozenset()
+    namespace: str = ""
 
 
 _decode = msgspec.json.Decoder(_Table).decode
@@ -78,7 +93,8 @@ def parse(data: bytes | str) -> Table:
             f"the routing table is of another version: run the gateway and the operator of one release. "
             f"version=`{found.version}` known=`{VERSION}`"
         )
-    return Table({name: _checked(name, place) for name, place in found.indexes.items()})
+    indexes = {name: _checked(name, place) for name, place in found.indexes.items()}
+    return Table(indexes, found.datasets, found.namespace)
 
 
 def _checked(name: str, place: _Place) -> Place:
@@ -90,7 +106,7 @@ def _checked(name: str, place: _Place) -> Place:
             )
     if not place.url or not place.resource:
         raise Invalid(f"an index in the routing table needs `url` and `resource`. index=`{name}`")
-    return Place(place.url, place.resource, place.ready, place.read_only, place.shard_url)
+    return Place(place.url, place.resource, place.ready, place.read_only, place.follows, place.shard_url)
 
 
 def _each_host(url: str) -> list[str]:

@@ -15,7 +15,7 @@ from lakehouse.core.errors import Invalid
 from lakehouse.runtime import Runtime
 from lakehouse.server import routing_table
 from lakehouse.server.config_map import ConfigMap, ServiceAccount
-from lakehouse.server.routing_table import Place, Table
+from lakehouse.server.routing_table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 
 class Routes:
-    """The declared indexes; `table` is None until the first one was read."""
+    """What is declared; `table` is None until the first one was read."""
 
     def __init__(self, source: Source, where: str, runtime: Runtime) -> None:
         self.table: Table | None = None
@@ -56,10 +56,6 @@ class Routes:
         """`ok`, or what is wrong with where the table comes from."""
         return self._trouble or "ok"
 
-    def place(self, index: str) -> Place | None:
-        """Where a declared index is; None for any other."""
-        return None if self.table is None else self.table.indexes.get(index)
-
     def start(self) -> None:
         self._following = self._runtime.spawn(self._source.follow(self._learn), name="follow routes")
 
@@ -76,7 +72,12 @@ class Routes:
             except Invalid as error:
                 trouble = error.message
         if table is not None and table != self.table:
-            logger.info("routes indexes=%d ready=%d", len(table.indexes), len(table.ready_names))
+            logger.info(
+                "routes indexes=%d ready=%d datasets=%d",
+                len(table.indexes),
+                len(table.ready_names),
+                len(table.datasets),
+            )
         self.table = table or self.table
         if trouble and trouble != self._trouble:
             logger.warning(

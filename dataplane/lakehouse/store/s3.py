@@ -18,6 +18,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 import boto3
 import botocore.config
 import botocore.exceptions as sdk
+import botocore.session
 import urllib3.exceptions
 
 from lakehouse.core.errors import (
@@ -33,7 +34,9 @@ from lakehouse.core.errors import (
 )
 from lakehouse.core.names import checked_key
 from lakehouse.runtime import IO_WORKERS, Runtime
+from lakehouse.settings import Settings
 from lakehouse.store.base import BytesLike, Children, ObjectInfo, checked_range, is_key_folder
+from lakehouse.store.credentials import DirectoryProvider
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,11 +60,22 @@ class S3Settings:
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    credentials_dir: Path | None = None
+    """Files with the keys, in place of those that boto3 finds: see `lakehouse.store.credentials`."""
     ca_bundle: str | None = None
     """A PEM file of the authorities to trust for TLS."""
     connect_timeout_s: float = 2.0
     read_timeout_s: float = 10.0
     """Longest silence within one request."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "S3Settings":
+        """As a process was told."""
+        return cls(
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            credentials_dir=settings.s3_credentials_dir,
+        )
 
 
 class S3Store:
@@ -272,10 +286,16 @@ def _client(settings: S3Settings) -> Any:
     endpoint = (
         settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     )
+    core = botocore.session.Session()
+    if settings.credentials_dir is not None:
+        core.get_component("credential_provider").insert_before(
+            "env", DirectoryProvider(settings.credentials_dir)
+        )
     session = boto3.session.Session(
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key,
         aws_session_token=settings.session_token,
+        botocore_session=core,
     )
     return session.client(
         "s3",

@@ -29,6 +29,16 @@ class Engine(Protocol):
     def services_reachable(self) -> bool:
         """Whether ClusterIPs and pod addresses answer this machine; else go through `kubectl port-forward`."""
 
+    @property
+    def pulls_images(self) -> bool:
+        """Whether docker builds our images and the nodes pull MinIO's; else all are built here from nothing pulled."""
+
+    def check(self) -> None:
+        """Raises `EngineError` with what is missing for a cluster; makes nothing."""
+
+    def is_kept(self) -> bool:
+        """Asked before `up`: whether the cluster was there before the tests, and outlives them."""
+
     def build(self) -> None:
         """What `up` needs once: programs and packages."""
 

@@ -27,6 +27,7 @@ class Host:
     """The engine `host`; its state is in a directory (default ~/.cache/lakehouse/cluster), logs included."""
 
     services_reachable = True
+    pulls_images = False
 
     def __init__(self, directory: Path = STATE, nodes: int = NODES) -> None:
         self.directory = directory.absolute()
@@ -49,6 +50,14 @@ class Host:
     def helm(self) -> list[str]:
         return [str(program("helm")), "--kubeconfig", str(self.kubeconfig)]
 
+    def check(self) -> None:
+        if os.geteuid() != 0:
+            raise EngineError("the host engine makes namespaces and networks: run it as root, or use kind")
+
+    def is_kept(self) -> bool:
+        """Never: the one cluster of this machine is for tests."""
+        return False
+
     def build(self) -> None:
         """Programs from their Go modules, and Debian packages."""
         need_packages(PACKAGES)
@@ -56,8 +65,7 @@ class Host:
 
     def up(self) -> None:
         """A running cluster is left alone; a broken one is ended and started afresh."""
-        if os.geteuid() != 0:
-            raise EngineError("the host engine makes namespaces and networks: run it as root, or use kind")
+        self.check()
         self.build()
         with self._lock():
             if self._is_well():

@@ -1,23 +1,24 @@
 """A cluster of containers, made by `kind` from kind-config.yaml at the repository's root.
 
-It needs docker (or podman) and kind on the PATH, and pulls kind's node image.
+It needs docker (or podman) and kind on the PATH, and pulls images.  It has a name of its own, so that the tests
+leave alone the cluster that kind-config.yaml makes by itself.
 """
 
-import json
 import shutil
 from pathlib import Path
 
-from . import EngineError
+from . import EngineError, docker
 from .machine import run
 
-NAME = "lakehouse"
+NAME = "lakehouse-e2e"
 CONFIG = Path(__file__).resolve().parents[3] / "kind-config.yaml"
 
 
 class Kind:
-    """The engine `kind`; `up` is `kind create cluster --config kind-config.yaml`."""
+    """The engine `kind`; `up` is `kind create cluster --config kind-config.yaml --name lakehouse-e2e`."""
 
     services_reachable = False
+    pulls_images = True
 
     @property
     def kubectl(self) -> list[str]:
@@ -27,15 +28,23 @@ class Kind:
     def helm(self) -> list[str]:
         return ["helm", "--kube-context", f"kind-{NAME}"]
 
+    def check(self) -> None:
+        missing = [name for name in ("kind", "kubectl", "helm") if shutil.which(name) is None]
+        if missing:
+            raise EngineError(f"not on the PATH: {', '.join(missing)}; see https://kind.sigs.k8s.io")
+        docker.program()
+
+    def is_kept(self) -> bool:
+        """Whether it is there already: who made it ends it, with `tests/e2e/cluster kind down`."""
+        return NAME in run("kind", "get", "clusters").split()
+
     def build(self) -> None:
         """Nothing: what it needs is installed."""
 
     def up(self) -> None:
-        missing = [name for name in ("kind", "kubectl", "helm") if shutil.which(name) is None]
-        if missing:
-            raise EngineError(f"not on the PATH: {', '.join(missing)}; see https://kind.sigs.k8s.io")
-        if NAME not in run("kind", "get", "clusters").split():
-            run("kind", "create", "cluster", "--config", str(CONFIG), "--wait", "180s")
+        self.check()
+        if not self.is_kept():
+            run("kind", "create", "cluster", "--config", str(CONFIG), "--name", NAME, "--wait", "180s")
 
     def load_image(self, archive: Path, name: str) -> str:
         run("kind", "load", "image-archive", str(archive), "--name", NAME)
@@ -44,8 +53,3 @@ class Kind:
     def down(self) -> None:
         if shutil.which("kind") is not None:
             run("kind", "delete", "cluster", "--name", NAME)
-
-    def nodes(self) -> list[str]:
-        """Names of its nodes, for those who ask."""
-        listed = json.loads(run(*self.kubectl, "get", "nodes", "-o", "json"))
-        return [item["metadata"]["name"] for item in listed["items"]]
