@@ -13,13 +13,12 @@ import ssl
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from ports import free_port
@@ -204,11 +203,10 @@ current-context: test
 
 
 def _answers(url: str, context: ssl.SSLContext | None = None, token: str = "") -> bool:
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"} if token else {})
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(request, timeout=2, context=context) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        return httpx.get(url, headers=headers, timeout=2, verify=context or True).status_code == 200
+    except httpx.HTTPError:
         return False
 
 

@@ -233,6 +233,8 @@ class Controller:
         """Write down what was seen, if that is new; None when somebody was faster, and it must be looked at again."""
         written: Body | None = body
         if plan.status_changed:
+            if key[0] == VECTOR_INDEX and _becomes_ready(body, plan.status):
+                await self._open_route({**body, "status": plan.status})
             try:
                 written = await self._write(key, body, plan.status)
             except Denied as error:
@@ -250,6 +252,13 @@ class Controller:
             news.append(Event(EventType.WARNING, "ApplyFailed", trouble.message))
         await self._events.record(body, news)
         return written
+
+    async def _open_route(self, coming: Body) -> None:
+        """Who waits for Ready finds the gateway open; where that can't be written now, the table follows the status."""
+        try:
+            await self._world.routes(coming)
+        except LakehouseError as error:
+            logger.warning("cannot write the routing table: the status goes before. error=%s", error)
 
     async def _write(self, key: Key, body: Body, status: Mapping[str, Any]) -> Body | None:
         """The object as written; None when the one that was decided about is not there any more."""
@@ -357,6 +366,13 @@ class Controller:
                 continue
             await self._runtime.sleep(ROUTES_AGAIN_S)
             self._rerouted.set()
+
+
+def _becomes_ready(body: Body, status: Mapping[str, Any]) -> bool:
+    def ready(said: Mapping[str, Any]) -> bool:
+        return conditions.find(said, ConditionType.READY).get("status") == conditions.Status.TRUE
+
+    return ready(status) and not ready(body.get("status") or {})
 
 
 def _begins(action: Action) -> bool:

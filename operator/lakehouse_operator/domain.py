@@ -6,6 +6,7 @@ What this module does not do: give turns, or write statuses; the frame (`converg
 from lakehouse_operator.apply import Actor
 from lakehouse_operator.cache import Key
 from lakehouse_operator.children import Children
+from lakehouse_operator.kube import Body
 from lakehouse_operator.looks import Memory
 from lakehouse_operator.observe import Observer
 from lakehouse_operator.parts import Parts
@@ -47,9 +48,9 @@ class Domain:
         found = await self._pods.states(namespace, name)
         return tuple(found) != self._memory.of(namespace, name).pods
 
-    async def routes(self) -> None:
-        """Bring the routing table in line with what is declared and the statuses say."""
-        await self._routes.write()
+    async def routes(self, coming: Body | None = None) -> None:
+        """Bring the routing table in line with what is declared and the statuses say, or (`coming`) are about to."""
+        await self._routes.write(coming)
 
     async def start(self) -> None:
         self._peers.start(self._home)

@@ -13,7 +13,7 @@ from lakehouse.control.state import Resource
 from lakehouse.loop.work import Workshop
 from lakehouse.runtime import Runtime
 from lakehouse_operator.cache import Cache, Key
-from lakehouse_operator.kube import Kube
+from lakehouse_operator.kube import Body, Kube
 from lakehouse_operator.settings import Settings
 
 
@@ -69,8 +69,9 @@ class Domain(Protocol):
         """Whether an index's pods answer otherwise than when it was last observed.  Raises nothing."""
         ...
 
-    async def routes(self) -> None:
-        """Bring the routing table in line with what is declared and the statuses say.  Raises `LakehouseError`."""
+    async def routes(self, coming: Body | None = None) -> None:
+        """Bring the routing table in line with what is declared and the statuses say; `coming` is an index as its
+        status is about to say.  Raises `LakehouseError`."""
         ...
 
     async def start(self) -> None: ...

@@ -5,6 +5,7 @@ anywhere else; one whose name belongs to another owner is not ours to route.  Of
 refuses nothing by itself, the gateway does.  What this module does not do: watch it (`lakehouse.server.routing_watch`).
 """
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -81,19 +82,26 @@ class Routes:
         self._parts = parts
         self._written: Body | None = None
         self._written_s = 0.0
+        self._turn = asyncio.Lock()
 
-    async def write(self) -> None:
+    async def write(self, coming: Body | None = None) -> None:
         """Bring it in line with what is declared and the statuses say, if that is news or was not checked for a while.
+        `coming` is a VectorIndex as its status is about to say.
 
         Raises what the API server does, which writes nothing where nothing differs.
         """
-        settings = self._parts.settings
-        if not settings.routes_configmap:
-            return
-        resources = self._parts.cache.resources
+        if self._parts.settings.routes_configmap:
+            async with self._turn:
+                await self._write(coming)
+
+    async def _write(self, coming: Body | None) -> None:
+        settings, resources = self._parts.settings, self._parts.cache.resources
+        indexes = {_name(body): body for body in resources(VECTOR_INDEX, settings.namespace)}
+        if coming is not None and coming["metadata"]["namespace"] == settings.namespace:
+            indexes[_name(coming)] = coming
         found = table(
             settings.namespace,
-            resources(VECTOR_INDEX, settings.namespace),
+            indexes.values(),
             resources(DATASET, settings.namespace),
         )
         body = config_map(settings.namespace, settings.routes_configmap, found)

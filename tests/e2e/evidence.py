@@ -12,7 +12,12 @@ from pathlib import Path
 from e2e.access import Body, Cluster
 from e2e.release import Release
 
-ALLOWED: tuple[tuple[str, str], ...] = ()
+ALLOWED: tuple[tuple[str, str], ...] = (
+    (
+        "cannot set blockOwnerDeletion in this case because cannot find RESTMapping",
+        "the API server's admission learns of a kind some seconds after its CRD was made; tried again until then",
+    ),
+)
 """Patterns of error lines that may be logged, and why each one is no fault."""
 
 ERROR = re.compile(

@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from lakehouse_operator import names
 from lakehouse_operator.kube import DEPLOYMENT, JOB, KINDS, POD, SECRET, Body
@@ -88,9 +88,8 @@ class LittleKubelet:
     def _ready(self, name: str, url: str) -> bool:
         assert self.processes[name].poll() is None, self.log(name)
         try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
+            return httpx.get(url, timeout=2).status_code == 200
+        except httpx.HTTPError:
             return False
 
     async def _pod(self, name: str, template: Body) -> None:

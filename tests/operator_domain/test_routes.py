@@ -142,3 +142,19 @@ async def test_the_table_is_written_when_a_dataset_comes_or_goes_and_not_otherwi
     written.at_s += routes.CHECK_S
     await kept.write()  # somebody may have edited it
     assert written.bodies[3:] == written.bodies[2:3]
+
+
+async def test_the_table_may_be_ahead_of_a_status_that_is_about_to_be_written() -> None:
+    written, cache = Written(), Cache()
+    settings = SimpleNamespace(namespace="shop", routes_configmap="lakehouse-routes")
+    kept = routes.Routes(
+        cast("Parts", SimpleNamespace(settings=settings, cache=cache, kube=written, runtime=written))
+    )
+    coming = body("products")
+    coming["metadata"]["namespace"] = "shop"
+    await kept.write(coming)
+    assert written.tables[-1]["indexes"]["products"]["ready"]
+    far = body("far")
+    far["metadata"]["namespace"] = "elsewhere"
+    await kept.write(far)
+    assert written.tables[-1]["indexes"] == {}

@@ -22,7 +22,7 @@ from lakehouse.control.state import (
     Resource,
 )
 from lakehouse_operator.cache import MANAGED_BY, Key
-from lakehouse_operator.kube import Body
+from lakehouse_operator.kube import VECTOR_INDEX, Body
 from lakehouse_operator.main import run
 from lakehouse_operator.parts import Acting, Observing, Parts
 
@@ -41,6 +41,8 @@ class PlainDomain:
     answers: dict[Key, bool] = field(default_factory=dict)
     """What the next poll of a key says."""
     routed: int = 0
+    ahead: list[tuple[Body, Body | None]] = field(default_factory=list)
+    """An index as its status was about to say, and as the cluster had it then."""
     makes_children: bool = False
     closed: bool = False
 
@@ -110,8 +112,12 @@ class PlainDomain:
         self.polled.append(key)
         return self.answers.pop(key, False)
 
-    async def routes(self) -> None:
+    async def routes(self, coming: Body | None = None) -> None:
         self.routed += 1
+        if coming is not None:
+            meta = coming["metadata"]
+            there = self.parts.cache.resource((VECTOR_INDEX, meta["namespace"], meta["name"]))
+            self.ahead.append((coming, there))
 
 
 def service(resource: Resource[Any]) -> Body:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -280,6 +281,18 @@ async def test_an_index_is_looked_at_when_its_dataset_or_snapshot_changes(
             await until(functools.partial(it.more_than, key, before))
 
 
+async def test_the_gateway_is_told_before_an_index_says_that_it_is_ready(
+    kube_api: KubeApiServer, where: Place
+) -> None:
+    async with running(kube_api, where) as it:
+        await where.index()
+        await where.ready()
+        [(coming, there)] = it.domain.ahead
+        assert condition(coming, "Ready")["status"] == "True"
+        assert there is not None
+        assert condition(there, "Ready").get("status") != "True"
+
+
 # A connection that dies in its TLS handshake leaves its socket to the collector in Python 3.11.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
@@ -300,6 +313,7 @@ async def test_an_api_server_that_dies_is_waited_for_and_nothing_is_missed(
         await where.ready("later")
         await until(lambda: _observed_generation(where, 2))
         assert not it.task.done()
+    gc.collect()  # such sockets, here where they are expected
 
 
 async def test_a_deletion_that_no_watch_told_is_found_by_the_relist(

@@ -7,11 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kube_api_server import REPOSITORY, KubeApiServer
@@ -58,13 +57,10 @@ class Process:
     def ask(self, path: str) -> tuple[int, str]:
         """Status and text; 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError:
+            answer = httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
+        except httpx.HTTPError:
             return 0, ""
+        return answer.status_code, answer.text
 
     def metric(self, name: str) -> float | None:
         lines = self.ask("/metrics")[1].splitlines()
