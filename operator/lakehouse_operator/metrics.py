@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,6 +56,7 @@ class Metrics:
         self.leader = Gauge(
             f"{PREFIX}_leader", "1 while this replica is the leader, else 0.", registry=self.registry
         )
+        ProcessCollector(registry=self.registry)  # memory, CPU seconds, open files, under their usual names
         self.registry.register(_Resources(runtime, cache))
         for kind in kinds.KINDS:
             self._turns.labels(kind)

@@ -74,9 +74,9 @@ def metric(release: Release, name: str) -> float:
     """One number of the operator's own metrics, read through the API server."""
     path = f"/api/v1/namespaces/{release.namespace}/services/{release.name}-operator:8080/proxy/metrics"
     text = release.cluster.kubectl("get", "--raw", path)
-    return sum(
-        float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
-    )
+    found = [float(line.split()[-1]) for line in text.splitlines() if line.split()[:1] == [name]]
+    assert len(found) == 1, f"{name} in:\n{text}"
+    return found[0]
 
 
 def cpu_seconds(release: Release) -> float:

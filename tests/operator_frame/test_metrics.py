@@ -39,3 +39,12 @@ def test_replicas_are_missing_of_what_has_served_and_is_to_serve() -> None:
         f'{name}{{name="whole",namespace="shop"}} 0.0',
         f'{name}{{name="scaled-down",namespace="shop"}} 0.0',
     ]
+
+
+def test_what_the_process_costs_is_told_under_the_usual_names() -> None:
+    runtime = SystemRuntime(1)
+    lines = Metrics(runtime, Cache()).exposition().decode().splitlines()
+    runtime.close()
+    numbers = dict(line.split() for line in lines if line.startswith("process_"))
+    assert float(numbers["process_resident_memory_bytes"]) > 10 << 20
+    assert float(numbers["process_cpu_seconds_total"]) > 0
