@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,4 +138,5 @@ async def lake(
         assert task.done(), "the operator does not end"
         await store.close()
         runtime.close()
+        gc.collect()  # see OPERATOR_TESTS in tests/conftest.py
     task.result()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -182,4 +183,5 @@ async def running(
         operator.stop()
         await asyncio.wait([task], timeout=SOON_S)
         assert task.done(), "the operator does not end"
+        gc.collect()  # see OPERATOR_TESTS in tests/conftest.py
     task.result()

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import functools
-import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -293,10 +292,6 @@ async def test_the_gateway_is_told_before_an_index_says_that_it_is_ready(
         assert condition(there, "Ready").get("status") != "True"
 
 
-# A connection that dies in its TLS handshake leaves its socket to the collector in Python 3.11.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
 async def test_an_api_server_that_dies_is_waited_for_and_nothing_is_missed(
     kube_api: KubeApiServer, where: Place
 ) -> None:
@@ -313,7 +308,6 @@ async def test_an_api_server_that_dies_is_waited_for_and_nothing_is_missed(
         await where.ready("later")
         await until(lambda: _observed_generation(where, 2))
         assert not it.task.done()
-    gc.collect()  # such sockets, here where they are expected
 
 
 async def test_a_deletion_that_no_watch_told_is_found_by_the_relist(
