@@ -142,4 +142,4 @@ def says(there: Any, wanted: Any) -> bool:
 
 
 def _digest(body: Body) -> str:
-    return names.digest(json.dumps(body, sort_keys=True))
+    return names.digest_of(body)

@@ -369,10 +369,8 @@ class Controller:
 
 
 def _becomes_ready(body: Body, status: Mapping[str, Any]) -> bool:
-    def ready(said: Mapping[str, Any]) -> bool:
-        return conditions.find(said, ConditionType.READY).get("status") == conditions.Status.TRUE
-
-    return ready(status) and not ready(body.get("status") or {})
+    before = body.get("status") or {}
+    return conditions.holds(status, ConditionType.READY) and not conditions.holds(before, ConditionType.READY)
 
 
 def _begins(action: Action) -> bool:

@@ -144,7 +144,7 @@ def job(
 
 def make(resource: Resource[Any], where: Target, settings: Settings) -> str:
     """A hash of how the pods of a resource's Jobs are made, whatever their task: resources, place, image, identity."""
-    return names.digest(json.dumps(_template(resource, {}, where, settings), sort_keys=True))
+    return names.digest_of(_template(resource, {}, where, settings))
 
 
 def _labels(resource: Resource[Any]) -> dict[str, str]:

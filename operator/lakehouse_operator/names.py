@@ -6,6 +6,8 @@ not do: find out whether a name is taken.
 """
 
 import hashlib
+import json
+from typing import Any
 
 GROUP = "lakehouse.agentview.dev"
 MANAGED_BY = "lakehouse-operator"
@@ -41,6 +43,11 @@ _HASH = 8
 def digest(text: str) -> str:
     """Eight hex digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
+
+
+def digest_of(value: Any) -> str:
+    """The same of what can be said in JSON, whatever the order of its fields."""
+    return digest(json.dumps(value, sort_keys=True))
 
 
 def fitted(name: str, suffix: str, most: int = LABEL_MAX) -> str:

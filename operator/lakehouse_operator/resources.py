@@ -5,7 +5,6 @@ PodDisruptionBudget.  Pods keep nothing: their disk is a cache, the bucket the t
 `restricted`.  What this module does not do: Jobs (`jobs`), or anything to a cluster (`children`).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -175,14 +174,14 @@ def release(settings: Settings) -> str:
     meta = Meta("reference", "reference", "uid", 1, datetime(2026, 1, 1, tzinfo=UTC))
     where = target("reference", {"s3": {"bucket": settings.default_s3_bucket or "reference"}}, settings)
     made = _template(Resource(VECTOR_INDEX, meta, VectorIndexSpec(1)), 0, where, settings)
-    return names.digest(json.dumps(made, sort_keys=True))
+    return names.digest_of(made)
 
 
 def asked(resource: Resource[VectorIndexSpec]) -> str:
     """A hash of what an index's spec itself says about its pods, as it is written there."""
     spec = resource.spec
     follows = spec.source.dataset if spec.source is not None and spec.read_only else None
-    return names.digest(json.dumps([spec.pod or {}, spec.storage or {}, follows], sort_keys=True))
+    return names.digest_of([spec.pod or {}, spec.storage or {}, follows])
 
 
 def _template(resource: Resource[VectorIndexSpec], shard: int, where: Target, settings: Settings) -> Body:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lakehouse.control import conditions
-from lakehouse.control.conditions import ConditionType, Status
+from lakehouse.control.conditions import ConditionType
 from lakehouse.control.kinds import DATASET, VECTOR_INDEX, Follow
 from lakehouse_operator import names
 from lakehouse_operator.kube import Body
@@ -43,7 +43,7 @@ def _name(body: Mapping[str, Any]) -> str:
 
 def _place(body: Mapping[str, Any]) -> dict[str, Any]:
     name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
-    ready = conditions.find(body.get("status") or {}, ConditionType.READY).get("status") == Status.TRUE
+    ready = conditions.holds(body.get("status") or {}, ConditionType.READY)
     source = ((body.get("spec") or {}).get("source") or {}).get("dataset") or {}
     follows = source.get("follow") == Follow.LATEST
     return {

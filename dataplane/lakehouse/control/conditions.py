@@ -156,6 +156,11 @@ def find(status: Mapping[str, Any], kind: ConditionType) -> Mapping[str, Any]:
     return {}
 
 
+def holds(status: Mapping[str, Any], kind: ConditionType) -> bool:
+    """Whether a resource's status says that a condition is True."""
+    return bool(find(status, kind).get("status") == Status.TRUE)
+
+
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in whole seconds, UTC, as Kubernetes writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

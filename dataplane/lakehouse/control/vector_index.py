@@ -453,7 +453,7 @@ def _ready(look: Look, accepted: Condition, source: Condition) -> Condition:
         return waiting(kind, "ChildNameTaken", accepted.message)
     if observed.life is None and observed.store.reachable:
         return _not_there_yet(look, source)
-    if conditions.find(look.resource.status, kind).get("status") == Status.TRUE:
+    if conditions.holds(look.resource.status, kind):
         return false(kind, "ReplicasUnavailable", observed.serving_detail)
     before = conditions.find(look.resource.status, kind)
     if before.get("reason") == "ReplicasUnavailable":

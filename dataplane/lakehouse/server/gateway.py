@@ -6,7 +6,7 @@ so is all that changes a dataset of the table.  What it does not do: answer anyt
 indexes and what has to be refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from urllib.parse import quote
@@ -133,6 +133,16 @@ class Gateway:
             to, request, forwarding.path_of(request), body, twice=twice, headers=key
         )
 
+    async def _to_role_unless(
+        self, route: Route, request: Request, refuse: Callable[[bytes], None]
+    ) -> AnyResponse:
+        """To the role, unless `refuse` raises for the body."""
+        assert route.role is not None
+        body = await request.body(self._body_bytes_max[route.role])
+        with suppress(Invalid):  # the role says what is wrong with it
+            refuse(body)
+        return await self._to_role(route, request, Replayed(body))
+
     async def _body(self, route: Route, request: Request) -> Body:
         assert route.role is not None
         headers = request.headers
@@ -173,10 +183,9 @@ class Gateway:
         check_not_declared(None if place is None else _as_declared(place), index)
 
     async def _create(self, route: Route, request: Request) -> AnyResponse:
-        body = await request.body(self._body_bytes_max[Role.VECTORS])
-        with suppress(Invalid):  # the pool says what is wrong with it
-            self._check_not_declared(_decode_create(body).name)
-        return await self._to_role(route, request, Replayed(body))
+        return await self._to_role_unless(
+            route, request, lambda body: self._check_not_declared(_decode_create(body).name)
+        )
 
     async def _drop(self, route: Route, request: Request) -> AnyResponse:
         self._check_not_declared(request.params["name"])
@@ -211,10 +220,9 @@ class Gateway:
         return await self._to_role(route, request, Streamed(form))
 
     async def _register(self, route: Route, request: Request) -> AnyResponse:
-        body = await request.body(self._body_bytes_max[Role.CATALOG])
-        with suppress(Invalid):  # the catalog says what is wrong with it
-            self._check_dataset(registration_of(body).name)
-        return await self._to_role(route, request, Replayed(body))
+        return await self._to_role_unless(
+            route, request, lambda body: self._check_dataset(registration_of(body).name)
+        )
 
     async def _drop_dataset(self, route: Route, request: Request) -> AnyResponse:
         self._check_dataset(request.params["dataset"])
