@@ -39,10 +39,10 @@ soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=20
 	  -n $(JOBS) --timeout 7200 $(ARGS)
 
 e2e: setup ## Run the end-to-end tests on a Kubernetes cluster: made for them (ENGINE=kind|host), or yours (context)
-	@PYTHONPATH=tests $(BIN)/python -m e2e.run $(ENGINE) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m e2e.run --engine "$(ENGINE)" $(ARGS)
 
 e2e-soak: setup ## Run the long end-to-end tests: kills by the dozen under load, hundreds of resources
-	@PYTHONPATH=tests $(BIN)/python -m e2e.run $(ENGINE) --soak $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m e2e.run --engine "$(ENGINE)" --soak $(ARGS)
 
 bench: setup ## Measure the server beside in-process hnswlib, or with ARGS=lake SQL beside DuckDB alone
 	@$(BIN)/lakehouse bench $(ARGS)

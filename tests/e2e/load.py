@@ -27,12 +27,15 @@ PAUSE_S = 0.05
 """Between two requests of one client: a steady load, not a benchmark."""
 PAGE = 500
 REPEAT_PAUSE_S = 0.5
+CLOCK_SLACK_S = 0.01
+"""How exactly the header and two processes' clocks are compared."""
 
 
 class Load:
     """Clients of one index, in a thread of their own, from `with` to the end of its block.
 
-    `failures` are requests that failed after their documented retries.
+    `failures` are requests that failed after their documented retries, and searches that missed something
+    acknowledged, be it that they said so (`Lakehouse-Staleness`): while the store answers none does.
     """
 
     def __init__(self, release: Release, index: str, dimension: int, *, seed: int = 1) -> None:
@@ -44,8 +47,10 @@ class Load:
         self.slowest_s = 0.0
         self._seed = seed
         self._journals = [Journal() for _ in range(WRITERS)]
-        self._steady: dict[str, list[float]] = {}
-        """Acknowledged items that no writer touches again: what readers look for."""
+        self._steady: dict[str, tuple[list[float], float]] = {}
+        """Acknowledged items that no writer touches again, what readers look for: each with the time of that."""
+        self._lies: list[str] = []
+        """Searches that missed what is older than they said they may be behind."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="load", daemon=True)
         self._crash: BaseException | None = None
@@ -80,7 +85,11 @@ class Load:
             time.sleep(0.2)
 
     def check(self) -> int:
-        """Hold what the index has against every journal; the number of items.  After the block."""
+        """Hold what the index has, and what searches said, against every journal; the number of items.
+
+        After the block.
+        """
+        assert self._lies == []
         stored = self._read_all()
         for number, journal in enumerate(self._journals):
             mine = {key: value for key, value in stored.items() if key.startswith(f"w{number}-")}
@@ -141,7 +150,7 @@ class Load:
             if isinstance(write, Upsert):
                 item, vector, _ = write.items[-1]
                 if item.endswith("-0"):
-                    self._steady[item] = [float(number) for number in np.frombuffer(vector, "<f4")]
+                    self._steady[item] = np.frombuffer(vector, "<f4").tolist(), time.monotonic()
             return
 
     async def _send(self, client: AsyncClient, write: Write, key: str) -> None:
@@ -159,9 +168,10 @@ class Load:
             if not self._steady:
                 continue
             wanted = rng.choice(list(self._steady))
+            vector, acknowledged_at = self._steady[wanted]
             began = time.monotonic()
             try:
-                found = await client.search(self.index, self._steady[wanted], k=3)
+                found = await client.search(self.index, vector, k=3)
             except LakehouseError as error:
                 self.failures.append(f"search after {time.monotonic() - began:.1f} s: {error!r}")
                 await asyncio.sleep(REPEAT_PAUSE_S)
@@ -169,7 +179,11 @@ class Load:
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
             self.answers["search"] += 1
             if wanted not in [match.id for match in found]:
-                self.failures.append(f"an acknowledged item was not found: {wanted}, but {found!r}")
+                age = began - acknowledged_at
+                missed = f"not found: {wanted}, acknowledged {age:.3f} s before; {found.stale_s:.3f} s behind"
+                self.failures.append(missed)
+                if age > found.stale_s + CLOCK_SLACK_S:
+                    self._lies.append(missed)
 
     def _read_all(self) -> dict[str, Value]:
         stored: dict[str, Value] = {}

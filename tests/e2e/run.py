@@ -1,6 +1,6 @@
 """`make e2e`: a cluster, the images, the tests, and the end of the cluster, with the time of each.
 
-`PYTHONPATH=tests python -m e2e.run [ENGINE] [--keep] [--soak] [pytest arguments]`.
+`PYTHONPATH=tests python -m e2e.run [--engine ENGINE] [--keep] [--soak] [pytest arguments]`.
 What this does not do: decide what is tested.
 """
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     """Returns pytest's exit status, or 1 where there is no cluster to test on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("engine", nargs="?", default="", choices=["", "kind", "host", "context"])
+    parser.add_argument("--engine", default="", choices=["", "kind", "host", "context"], help=chosen.__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the cluster running")
     parser.add_argument("--soak", action="store_true", help="the long runs, and only they")
     asked, more = parser.parse_known_args()

@@ -27,8 +27,9 @@ DIRECTORY = "/srv/lakehouse-e2e-minio"
 class Store:
     """The running MinIO; `client` looks into it."""
 
-    def __init__(self, cluster: Cluster, image: str, access_key: str, secret_key: str) -> None:
+    def __init__(self, cluster: Cluster, image: str, node: str, access_key: str, secret_key: str) -> None:
         self.cluster = cluster
+        self.node = node
         self.image = image
         self.access_key = access_key
         self.secret_key = secret_key
@@ -97,9 +98,9 @@ class Store:
 def running(cluster: Cluster, image: Image) -> Iterator[Store]:
     """Deploy it, wait, and lend it; it stays until the cluster or its namespace ends."""
     cluster.fresh_namespace(NAMESPACE, restricted=False)
-    store = Store(cluster, image.name, "e2e" + secrets.token_hex(6), secrets.token_hex(20))
     node = min(item["metadata"]["name"] for item in _nodes(cluster))
-    cluster.apply(_manifests(store, node))
+    store = Store(cluster, image.name, node, "e2e" + secrets.token_hex(6), secrets.token_hex(20))
+    cluster.apply(_manifests(store))
     cluster.wait_for_rollout(NAMESPACE, NAME)
     with cluster.reach(NAMESPACE, NAME, PORT) as address:
         store.address = address
@@ -111,7 +112,7 @@ def _nodes(cluster: Cluster) -> list[Body]:
     return list(json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"])
 
 
-def _manifests(store: Store, node: str) -> list[Body]:
+def _manifests(store: Store) -> list[Body]:
     labels = {"app": "minio"}
     directory = f"{DIRECTORY}/{store.access_key}"
     container = {
@@ -131,7 +132,7 @@ def _manifests(store: Store, node: str) -> list[Body]:
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
     pod = {
-        "nodeSelector": {"kubernetes.io/hostname": node},
+        "nodeSelector": {"kubernetes.io/hostname": store.node},
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
         "containers": [container],
@@ -158,6 +159,11 @@ def _manifests(store: Store, node: str) -> list[Body]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": NAME, "namespace": NAMESPACE},
-            "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": PORT}]},
+            # The only one: while it runs it is reached, even if its node says nothing.
+            "spec": {
+                "selector": labels,
+                "ports": [{"port": PORT, "targetPort": PORT}],
+                "publishNotReadyAddresses": True,
+            },
         },
     ]
