@@ -44,12 +44,14 @@ def _name(body: Mapping[str, Any]) -> str:
 def _place(body: Mapping[str, Any]) -> dict[str, Any]:
     name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
     ready = conditions.holds(body.get("status") or {}, ConditionType.READY)
-    source = ((body.get("spec") or {}).get("source") or {}).get("dataset") or {}
+    spec = body.get("spec") or {}
+    source = (spec.get("source") or {}).get("dataset") or {}
     follows = source.get("follow") == Follow.LATEST
     return {
         "url": names.url(name, namespace),
         "resource": f"{VECTOR_INDEX}/{namespace}/{name}",
         "ready": ready,
+        "suspended": spec.get("suspend") is True,
         "read_only": follows,
         "follows": source.get("name", "") if follows else "",
         "shard_url": names.shard_url(name, namespace),

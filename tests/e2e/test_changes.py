@@ -46,7 +46,7 @@ def test_an_index_that_is_suspended_has_no_pods_and_comes_back_as_it_was(lakehou
     with lakehouse.http("read") as http:
         refused = http.post("/v1/vectors/index/slept/count", json={})
     assert refused.status_code == 503, refused.text
-    assert "slept" in refused.text
+    assert f"suspended, as VectorIndex/{lakehouse.namespace}/slept says" in refused.text
     lakehouse.cluster.patch("VectorIndex", lakehouse.namespace, "slept", {"spec": {"suspend": False}})
     until(
         "it to be served again",

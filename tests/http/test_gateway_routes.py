@@ -138,6 +138,15 @@ def test_a_declared_index_is_served_by_its_own_pods_and_others_by_the_pool(
         assert pods.get("/vectors/index").json()["names"] == ["products"]
 
 
+def test_an_index_that_is_suspended_is_refused_as_that(deployment: Deployment, through: httpx.Client) -> None:
+    deployment.write(ready=False, suspended=True)
+    refused = seen(through, 503)
+    assert "the index is suspended, as VectorIndex/shop/products says" in refused.text
+    assert refused.headers["retry-after"] == "30"
+    deployment.write(ready=True, suspended=True)  # its pods have not gone yet
+    seen(through, 200)
+
+
 def test_the_list_holds_the_pools_indexes_and_the_declared_ones_that_answer(
     deployment: Deployment, through: httpx.Client
 ) -> None:

@@ -39,6 +39,7 @@ def test_every_declared_index_is_in_the_table_ready_or_not() -> None:
         "url": "http://products.shop.svc:3110",
         "resource": "VectorIndex/shop/products",
         "ready": True,
+        "suspended": False,
         "read_only": True,
         "follows": "catalog",
         "shard_url": "http://products-shard-{shard}.shop.svc:3110",

@@ -22,6 +22,7 @@ from lakehouse.server.declared import (
     Declared,
     check_dataset_not_declared,
     check_not_declared,
+    check_served,
     check_writable,
     not_ready,
 )
@@ -175,7 +176,9 @@ class Gateway:
         """Raises `Unavailable` for a declared index that is not ready; the pool never answers for it."""
         place = self._place(index)
         if place is not None and not place.ready:
-            raise not_ready(_as_declared(place), index)
+            declared = _as_declared(place)
+            check_served(declared, index)
+            raise not_ready(declared, index)
         return place
 
     def _check_not_declared(self, index: str) -> None:
@@ -294,7 +297,7 @@ class _Names(msgspec.Struct):
 
 def _as_declared(place: Place) -> Declared:
     why = f"it follows dataset {place.follows}" if place.follows else "its dataset replaces its content"
-    return Declared(place.resource, why if place.read_only else "")
+    return Declared(place.resource, why if place.read_only else "", place.suspended)
 
 
 def _address(place: Place) -> Address:

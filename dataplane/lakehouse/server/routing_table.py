@@ -1,7 +1,7 @@
 """What is declared, and where each index of it is served: the table that an operator writes and a gateway follows.
 
 `{"version": 1, "namespace": "shop", "indexes": {"products": {"url": "http://products.shop.svc:3110", "resource":
-"VectorIndex/shop/products", "ready": true, "read_only": true, "follows": "catalog", "shard_url":
+"VectorIndex/shop/products", "ready": true, "suspended": false, "read_only": true, "follows": "catalog", "shard_url":
 "http://products-shard-{shard}.shop.svc:3110"}}, "datasets": ["catalog"]}`: an index that is named here is served at its
 own address or not at all, whatever else knows its name; a dataset is changed by its resource only.  Fields that this
 release does not know are passed over, and those that an older one did not write are empty.  What this module does not
@@ -25,8 +25,7 @@ TABLE_BYTES_MAX = 2 << 20
 """Above what a ConfigMap holds, 1 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where one index is."""
 
     url: str
@@ -34,6 +33,8 @@ class Place:
     resource: str
     """What declares it, as `VectorIndex/<namespace>/<name>`."""
     ready: bool
+    suspended: bool = False
+    """Its resource wants it to be not served."""
     read_only: bool = False
     """Only its dataset may change it."""
     follows: str = ""
@@ -61,18 +62,9 @@ class Table:
         return f"{DATASET}/{self.namespace}/{dataset}" if dataset in self.datasets else None
 
 
-class _Place(msgspec.Struct):
-    url: str
-    resource: str
-    ready: bool
-    read_only: bool = False
-    follows: str = ""
-    shard_url: str = ""
-
-
 class _Table(msgspec.Struct):
     version: int
-    indexes: dict[str, _Place]
+    indexes: dict[str, Place]
     datasets: frozenset[str] = frozenset()
     namespace: str = ""
 
@@ -93,11 +85,12 @@ def parse(data: bytes | str) -> Table:
             f"the routing table is of another version: run the gateway and the operator of one release. "
             f"version=`{found.version}` known=`{VERSION}`"
         )
-    indexes = {name: _checked(name, place) for name, place in found.indexes.items()}
-    return Table(indexes, found.datasets, found.namespace)
+    for name, place in found.indexes.items():
+        _check(name, place)
+    return Table(found.indexes, found.datasets, found.namespace)
 
 
-def _checked(name: str, place: _Place) -> Place:
+def _check(name: str, place: Place) -> None:
     checked_index_name(name)
     for url in (place.url, *_each_host(place.shard_url)):
         if url and not _is_address(url):
@@ -106,7 +99,6 @@ def _checked(name: str, place: _Place) -> Place:
             )
     if not place.url or not place.resource:
         raise Invalid(f"an index in the routing table needs `url` and `resource`. index=`{name}`")
-    return Place(place.url, place.resource, place.ready, place.read_only, place.follows, place.shard_url)
 
 
 def _each_host(url: str) -> list[str]:
