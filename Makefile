@@ -30,7 +30,7 @@ help: ## Show this list
 demo: setup ## Declare datasets and indexes of 5,000 packages, search, SQL, drain, kill -9, restore; nothing is lost
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: setup minio ## Run every test but the soak (15 minutes at most on 2 cores); says what it skipped and why
+test: setup minio ## Run every test but the soak (about 20 minutes on 2 cores); says what it skipped and why
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rsfE --durations=10 $(ARGS)
 
 soak: setup minio ## Run the long tests: KILLS=100 kills per store, SCHEDULES=200000 simulated worlds, whole data

@@ -34,6 +34,8 @@ def secret(namespace: str, key: str) -> Body:
             "name": names.PEER_KEY_SECRET,
             "namespace": namespace,
             "labels": {names.NAME_LABEL: "lakehouse", names.MANAGED_BY_LABEL: names.MANAGED_BY},
+            # A release that had made the one before would delete this one at its next upgrade, as not its own.
+            "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "type": "Opaque",
         "stringData": {names.PEER_KEY: key},

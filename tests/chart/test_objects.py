@@ -329,6 +329,32 @@ def test_a_component_may_be_somebody_of_its_own() -> None:
     assert [one["name"] for one in subjects] == ["keeper"]
 
 
+def test_components_may_share_a_service_account() -> None:
+    shared = "query.serviceAccount.name=s3,pool.serviceAccount.name=s3,gateway.serviceAccount.name=default"
+    bodies = objects("--set", shared + ",query.serviceAccount.annotations.role=reader")
+    accounts = [one["metadata"] for one in bodies if one["kind"] == "ServiceAccount"]
+    assert sorted(one["name"] for one in accounts) == ["lake-operator", "lake-test", "s3"]
+    (s3,) = (one for one in accounts if one["name"] == "s3")
+    assert s3["annotations"] == {"role": "reader"}
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [("20Gi", 15032385536), ("1.5Gi", 1127428915), ("500M", 350000000)]
+)
+def test_files_are_kept_for_sql_within_what_a_pod_may_take_of_the_disk(size: str, kept: int) -> None:
+    pod = dict(pods(objects("--set", f"query.cache.size={size}")))["Deployment/lake-query"]
+    assert environment(pod["containers"][0])["LAKEHOUSE_CACHE_BYTES_MAX"] == str(kept)
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": size}} in pod["volumes"]
+
+
+def test_a_minio_takes_its_key_from_a_secret_of_the_users() -> None:
+    bodies = objects("--set", "minio.enabled=true,minio.existingSecret=mine")
+    assert "lake-minio" not in of_kind(bodies, "Secret")
+    for name, spec in pods(bodies):
+        assert "lake-minio'" not in str(spec), name
+        assert ("'mine'" in str(spec)) == (name.split("-")[1] not in ("gateway", "test")), name
+
+
 def test_what_is_said_of_every_pod_is_said_of_those_that_the_operator_makes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -357,6 +383,10 @@ def test_the_test_declares_where_somebody_watches() -> None:
     assert declared("--set", "watchNamespaces={search,find}") == ("false", "search", [])
     told = ("--set", "watchNamespaces={search,find},tests.declared=true")
     assert declared(*told) == ("true", "search", ["search"])
+    pod = dict(pods(objects(*told)))["Pod/lake-test"]
+    assert (
+        environment(pod["containers"][0])["GATEWAY_NAMESPACE"] == "shop"
+    )  # whose gateway knows not of `search`
     assert declared("--set", "tests.declared=false") == ("false", "shop", [])
     assert declared("--set", "rbac.create=false") == ("false", "shop", [])
     assert declared("--set", "rbac.create=false,tests.declared=true") == ("true", "shop", [])

@@ -186,7 +186,7 @@ def test_who_is_refused_ends_no_cluster(
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr(host.Host, "down", lambda self: pytest.fail("it was not made by this run"))
-    monkeypatch.setattr(sys, "argv", ["run", "host"])
+    monkeypatch.setattr(sys, "argv", ["run", "--engine", "host"])
     assert run.main() == 1
     assert "run it as root, or use kind" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_a_cluster_that_was_half_made_is_ended(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(host.Host, "up", broken)
     monkeypatch.setattr(host.Host, "down", lambda self: acts.append("down"))
-    monkeypatch.setattr(sys, "argv", ["run", "host"])
+    monkeypatch.setattr(sys, "argv", ["run", "--engine", "host"])
     assert run.main() == 1
     assert acts == ["up", "down"]
 

@@ -55,6 +55,9 @@ async def test_a_peer_key_that_was_deleted_is_made_again_as_it_was(
     await where.kube.delete(SECRET, where.namespace, names.PEER_KEY_SECRET)
     await ours.ensure(where.namespace)
     assert await peers.Peers(where.kube, runtime).key(where.namespace) == key  # pods that run know no other
+    made = await where.kube.get(SECRET, where.namespace, names.PEER_KEY_SECRET)
+    assert made is not None
+    assert made["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     runtime.close()
 
 

@@ -314,6 +314,51 @@ def test_files_leave_when_the_cache_is_full_and_never_while_read(tmp_path: Path)
         lake.close()
 
 
+def test_room_is_made_before_a_file_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(tmp_path, cache_bytes_max=5_000)
+    try:
+        lake.dataset("one", products(5))
+        lake.dataset("two", products(6))
+        assert lake.rows("SELECT count(*) FROM one") == [[5]]
+        files = tmp_path / "scratch" / "sql" / "files"
+        (kept,) = (path for path in files.iterdir() if len(path.name) > 40)
+        lake.service.cache._bytes_max = lake.service.cache.size_bytes + 1
+        there: list[bool] = []
+        download = lake.store.download
+
+        async def watched(key: str, path: "os.PathLike[str]") -> object:
+            there.append(kept.exists())
+            return await download(key, path)
+
+        monkeypatch.setattr(lake.store, "download", watched)
+        assert lake.rows("SELECT count(*) FROM two") == [[6]]
+        assert there == [False]
+    finally:
+        lake.close()
+
+
+def test_queries_that_end_together_clear_the_cache_together(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, cache_bytes_max=1)
+    try:
+        for name in ("one", "two", "three"):
+            lake.dataset(name, products(5))
+
+        async def together() -> None:
+            cache, objects = lake.service.cache, []
+            for name in ("one", "two", "three"):
+                objects += (await lake.catalog.manifest(name)).objects
+            async with cache.files(objects):
+                pass
+            held = cache.files(objects)
+            await held.__aenter__()
+            await asyncio.gather(held.__aexit__(None, None, None), cache._shrink(), cache._shrink())
+            assert cache.size_bytes == 0
+
+        lake.call(together())
+    finally:
+        lake.close()
+
+
 def test_an_object_of_another_size_than_its_manifest_says_is_corrupt(lake: Lake) -> None:
     lake.dataset("resized", products(5))
     key = lake.call(lake.catalog.manifest("resized")).objects[0]["key"]

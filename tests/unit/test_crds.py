@@ -236,6 +236,8 @@ RULES: list[tuple[dict[str, Any], dict[str, Any] | None, str]] = [
     (body("IndexSnapshot", name="a" * 251), None, "at most 250 characters"),
     (body("IndexSnapshot"), body("IndexSnapshot"), ""),
     (body("IndexSnapshot", deadlineSeconds=60), body("IndexSnapshot"), "cannot be changed"),
+    (body("IndexSnapshot", indexRef={"name": "b"}), body("IndexSnapshot"), "cannot be changed"),
+    (body("IndexSnapshot", deletionPolicy="Delete"), body("IndexSnapshot"), ""),
     (body("Dataset", name="a.b"), None, "no dot"),
     (body("Dataset", sources=[{"uri": "file:///x.csv"}]), None, ""),
     (body("Dataset", sources=[{"uri": "data/x.csv"}]), None, ""),

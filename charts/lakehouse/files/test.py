@@ -19,6 +19,7 @@ from typing import Any
 URL = os.environ["URL"]
 KEY = os.environ.get("KEY", "")
 NAMESPACE = os.environ["NAMESPACE"]
+GATEWAY_NAMESPACE = os.environ["GATEWAY_NAMESPACE"]
 DEADLINE = time.monotonic() + float(os.environ["SECONDS"]) - 30
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 NAME = f"helm-test-{time.time_ns() // 1_000_000:x}"
@@ -37,11 +38,13 @@ def check(holds: bool, text: str) -> None:
     say(f"ok: {text}")
 
 
-def call(method: str, path: str, body: Any = None, *, media: str = "application/json") -> tuple[int, Any]:
-    """Ask the gateway.  503, and connections that fail, are tried again until the deadline."""
+def call(
+    method: str, path: str, body: Any = None, *, media: str = "application/json", url: str = URL
+) -> tuple[int, Any]:
+    """Ask the gateway, or who else is at `url`.  503, and connections that fail, are tried again until the deadline."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     headers = {"Content-Type": media} | ({"Authorization": f"Bearer {KEY}"} if KEY else {})
-    return asked(urllib.request.Request(URL + path, data, headers, method=method), None)
+    return asked(urllib.request.Request(url + path, data, headers, method=method), None)
 
 
 def kubernetes(method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -88,17 +91,18 @@ def vector(number: int) -> list[float]:
     return [round(math.sin(number * (place + 1)) + 0.01 * place, 6) for place in range(DIMENSION)]
 
 
-def searched(name: str, number: int) -> None:
-    status, found = call("POST", f"/v1/vectors/index/{name}/search", {"vector": vector(number), "k": 3})
+def searched(name: str, number: int, url: str = URL) -> None:
+    asked = {"vector": vector(number), "k": 3}
+    status, found = call("POST", f"/v1/vectors/index/{name}/search", asked, url=url)
     check(
         status == 200 and found["results"][0]["id"] == f"item-{number}",
         f"{name} finds item-{number} ({status})",
     )
 
 
-def filled(name: str) -> None:
+def filled(name: str, url: str = URL) -> None:
     items = [{"id": f"item-{n}", "vector": vector(n), "metadata": {"number": n}} for n in range(ITEMS)]
-    status, answer = call("POST", f"/v1/vectors/index/{name}/add", {"items": items})
+    status, answer = call("POST", f"/v1/vectors/index/{name}/add", {"items": items}, url=url)
     check(status == 200 and answer["length"] == ITEMS, f"{name} takes {ITEMS} items ({status})")
 
 
@@ -128,13 +132,18 @@ def declared() -> None:
     spec: dict[str, Any] = {"dimension": DIMENSION, "deletionPolicy": "Delete"}
     make("VectorIndex", first, spec)
     wait("VectorIndex", first, "Ready")
-    filled(first)
-    searched(first, 11)
-    make("IndexSnapshot", snapshot, {"indexRef": {"name": first}})
+    filled(first, url_of(first))
+    searched(first, 11, url_of(first))
+    make("IndexSnapshot", snapshot, {"indexRef": {"name": first}, "deletionPolicy": "Delete"})
     wait("IndexSnapshot", snapshot, "Complete")
     make("VectorIndex", second, spec | {"bootstrap": {"snapshot": {"name": snapshot}}})
     wait("VectorIndex", second, "Ready")
-    searched(second, 11)
+    searched(second, 11, url_of(second))
+
+
+def url_of(name: str) -> str:
+    """Who serves a VectorIndex: the gateway those of its own namespace, their own Service any other."""
+    return URL if NAMESPACE == GATEWAY_NAMESPACE else f"http://{name}.{NAMESPACE}.svc:3110"
 
 
 def make(kind: str, name: str, spec: dict[str, Any]) -> None:

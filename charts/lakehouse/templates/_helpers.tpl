@@ -122,6 +122,15 @@ topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
+{{/* A quantity in bytes. */}}
+{{- define "lakehouse.bytes" -}}
+{{- $units := dict "" 1.0 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
+{{- $units = merge $units (dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0) -}}
+{{- $units = merge $units (dict "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0) -}}
+{{- $number := regexFind "^[0-9.]+" . -}}
+{{- mulf (float64 $number) (get $units (trimPrefix $number .)) | printf "%.0f" -}}
+{{- end -}}
+
 {{/* ---------------------------------------------------------------------------------------------- storage */}}
 
 {{- define "lakehouse.s3.endpoint" -}}
@@ -150,7 +159,7 @@ http://{{ include "lakehouse.name" . }}-minio.{{ .Release.Namespace }}.svc:9000
 
 {{- define "lakehouse.credentials" -}}
 {{- if .Values.minio.enabled -}}
-{{ include "lakehouse.name" . }}-minio
+{{ default (printf "%s-minio" (include "lakehouse.name" .)) .Values.minio.existingSecret }}
 {{- else -}}
 {{ .Values.storage.credentialsSecretRef.name }}
 {{- end -}}

@@ -57,6 +57,8 @@ class FileCache:
         """
         held = [self._hold(one) for one in objects]
         try:
+            new = [one for one, entry in zip(objects, held, strict=True) if entry.coming is None]
+            await self._shrink(sum(one.get("size") or 0 for one in new))
             await asyncio.gather(
                 *(self._present(entry, one) for entry, one in zip(held, objects, strict=True))
             )
@@ -99,12 +101,15 @@ class FileCache:
         entry.size = found.size
         self.size_bytes += found.size
 
-    async def _shrink(self) -> None:
-        """Remove what was not read for longest until the rest fits; nothing that is being read or fetched."""
+    async def _shrink(self, coming_bytes: int = 0) -> None:
+        """Remove what was not read for longest until the rest fits beside what is to come; nothing that is being read
+        or fetched."""
         for name, entry in list(self._files.items()):
+            if self._files.get(name) is not entry:
+                continue  # another removed it meanwhile
             unused = entry.readers == 0 and (entry.coming is None or entry.coming.done())
             broken = entry.coming is None or (entry.coming.done() and _failed(entry.coming))
-            if unused and (broken or self.size_bytes > self._bytes_max):
+            if unused and (broken or self.size_bytes + coming_bytes > self._bytes_max):
                 del self._files[name]
                 self.size_bytes -= entry.size
                 await self._runtime.run_io(entry.path.unlink, missing_ok=True)
