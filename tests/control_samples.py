@@ -82,6 +82,7 @@ def built(resource: Resource[VectorIndexSpec], version: int = 1) -> Life:
         "vector_column": source.vector_column,
         "metadata_columns": list(source.metadata_columns),
         "build": vector_index.build_key(resource.spec, source),
+        **({"follow": "Once"} if source.follow is kinds.Follow.ONCE else {}),
     }
     hnsw = resource.spec.hnsw
     return life(

@@ -60,7 +60,13 @@ class Pod:
         place, _, query = path.partition("?")
         _, _, _, name, _, life, shard, verb = place.split("/")
 
+        sent = False
+
         async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if sent:
+                await asyncio.Event().wait()  # nobody hangs up here
+            sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         scope = {"type": "http", "method": "POST", "query_string": query.encode()}

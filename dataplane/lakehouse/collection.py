@@ -516,7 +516,7 @@ class Collection:
                 for shard in self._shards
             )
         )
-        await self.store.create(record, named.encode(name, files))
+        await self.store.create(record, named.encode(name, files, self.runtime.now()))
         return self._described(name, files)
 
     def _described(self, name: str | None, files: Sequence[named.NamedFile]) -> dict[str, object]:

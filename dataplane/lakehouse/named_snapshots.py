@@ -34,6 +34,8 @@ class NamedSnapshot:
     """The life it was taken of."""
     files: tuple[NamedFile, ...]
     """One per shard."""
+    completed_at: datetime | None = None
+    """Since when it is whole; None where its record does not tell, as older ones do not."""
 
     @property
     def items(self) -> int:
@@ -50,8 +52,13 @@ class NamedSnapshot:
         return tuple(file.key for file in sorted(self.files, key=lambda file: file.shard))
 
 
-def record_of(store: ObjectStore, index: str, found: NamedSnapshot, completed_at: datetime) -> SnapshotRecord:
-    """As decisions see it: one file by its own URI, several by that of the record that names them."""
+def record_of(
+    store: ObjectStore, index: str, found: NamedSnapshot, known: datetime | None = None
+) -> SnapshotRecord:
+    """As decisions see it: one file by its own URI, several by that of the record that names them.
+
+    `known` says since when it is whole where its record does not.
+    """
     files = sorted(found.files, key=lambda file: file.shard)
     record = names.named_snapshot_key(index, found.incarnation, found.name)
     return SnapshotRecord(
@@ -60,7 +67,7 @@ def record_of(store: ObjectStore, index: str, found: NamedSnapshot, completed_at
         position=str(Position(found.incarnation, tuple(file.sequence for file in files))),
         items=found.items,
         size=found.size,
-        completed_at=completed_at,
+        completed_at=found.completed_at or known,
     )
 
 
@@ -86,7 +93,8 @@ async def kept(store: ObjectStore, name: str) -> list[NamedSnapshot]:
         snapshot = key.rsplit("/", 1)[1].removesuffix(".json")
         try:
             async with gate:
-                return NamedSnapshot(snapshot, uuid, named.decode(await store.get(key)))
+                data = await store.get(key)
+            return NamedSnapshot(snapshot, uuid, named.decode(data), named.completed_at(data))
         except NotFound:  # deleted meanwhile
             return None
         except Corrupt as error:
@@ -97,6 +105,16 @@ async def kept(store: ObjectStore, name: str) -> list[NamedSnapshot]:
     return sorted(
         (found for part in parts for found in part), key=lambda found: (found.name, found.incarnation)
     )
+
+
+async def left_behind(store: ObjectStore, name: str, snapshot: str, incarnation: UUID) -> bool:
+    """Whether anything of a snapshot is in the store, be it what a failed attempt left or a damaged record."""
+    found = await store.list(names.named_prefix(name, incarnation, snapshot), limit=1)
+    return bool(found) or await _has_record(store, names.named_snapshot_key(name, incarnation, snapshot))
+
+
+async def _has_record(store: ObjectStore, record: str) -> bool:
+    return any(info.key == record for info in await store.list(record))
 
 
 async def delete(store: ObjectStore, name: str, snapshot: str, incarnation: UUID | None = None) -> None:
@@ -114,7 +132,7 @@ async def delete(store: ObjectStore, name: str, snapshot: str, incarnation: UUID
 async def _delete_of(store: ObjectStore, name: str, snapshot: str, uuid: UUID) -> bool:
     """Whether there was anything."""
     record = names.named_snapshot_key(name, uuid, snapshot)
-    there = any(info.key == record for info in await store.list(record))
+    there = await _has_record(store, record)
     if there:
         await store.delete(record)
     files = [info.key for info in await store.list(names.named_prefix(name, uuid, snapshot))]

@@ -19,7 +19,7 @@ from lakehouse.control.state import Act, LastDrain, ObservedIndex, Resource
 from lakehouse.core.errors import Conflict, Denied, Invalid, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.loop.work import DeadlineExceeded, Work
 from lakehouse.store.base import ObjectStore
-from lakehouse_operator import finalizers, jobs, names, resources, rollout
+from lakehouse_operator import finalizers, jobs, names, resources, rollout, snapshots
 from lakehouse_operator.cache import Key, key_of
 from lakehouse_operator.children import Children
 from lakehouse_operator.kube import DEPLOYMENT, INDEX_SNAPSHOT, JOB, Body, Exists
@@ -106,7 +106,9 @@ class Actor:
             case plan.Merge():
                 self._parts.workshop.start(key, action, lambda _: self._merge(key, action))
             case plan.TakeSnapshot():
-                self._parts.workshop.start(key, action, lambda work: self._take_snapshot(key, action, work))
+                self._parts.workshop.start(
+                    key, action, lambda work: self._take_snapshot(action, resource, work)
+                )
             case plan.StopWork():
                 await self._stop(key, resource, action.failed)
             case plan.RemoveResource():
@@ -142,7 +144,7 @@ class Actor:
                 case plan.DropDataset():
                     await _absent_is_well(Catalog(store, runtime).drop(name))
                 case plan.DeleteSnapshotFiles():
-                    await _delete_snapshot_files(store, resource)
+                    await self._delete_snapshot_files(store, resource)
                 case plan.RetireSnapshot():
                     await self._retire_snapshot(store, key[1], action.name)
                 case _:
@@ -178,16 +180,16 @@ class Actor:
         wanted = resources.index(resource, where, self._parts.settings, suspended=asleep)
         if asleep:
             await self._last_snapshot(namespace, name)
-            await self._children.ensure(resource, self._asleep(wanted))
+            await self._children.ensure(resource, self._asleep(resource, wanted))
         else:
             await self._ensure(resource, wanted)
 
-    def _asleep(self, wanted: Iterable[Body]) -> Iterator[Body]:
-        """The Deployments that are there, without pods.  A template that the cluster refuses cannot keep them up: they
-        keep the one they have, and the next turn makes them what they should be."""
+    def _asleep(self, resource: Resource[VectorIndexSpec], wanted: Iterable[Body]) -> Iterator[Body]:
+        """The resource's own Deployments that are there, without pods.  A template that the cluster refuses cannot keep
+        them up: they keep the one they have, and the next turn makes them what they should be."""
         for body in wanted:
             there = self._parts.cache.resource(key_of(body))
-            if body["kind"] == DEPLOYMENT and there is not None:
+            if body["kind"] == DEPLOYMENT and there is not None and jobs.belongs(there, resource.meta.uid):
                 yield rollout.kept(body, there)
 
     async def _last_snapshot(self, namespace: str, name: str) -> None:
@@ -221,7 +223,10 @@ class Actor:
             raise Invalid(f"{result['failed']} items could not be merged: {result.get('first_error', '')}")
         self._parts.workshop.drains[key] = LastDrain(self._parts.runtime.now(), int(result.get("merged", 0)))
 
-    async def _take_snapshot(self, key: Key, action: plan.TakeSnapshot, work: Work) -> None:
+    async def _take_snapshot(
+        self, action: plan.TakeSnapshot, resource: Resource[IndexSnapshotSpec], work: Work
+    ) -> None:
+        key = (resource.kind, str(resource.meta.namespace), resource.meta.name)
         namespace, index = key[1], action.index
         # The index's own look may be old or missing: this is another resource's turn.
         serving = [
@@ -230,8 +235,9 @@ class Actor:
         if not serving:
             raise Unavailable(f"no pod serves the index now. index=`{index}`", outcome=Outcome.NOT_COMMITTED)
         work.tell(f"asked pod {serving[0].name}")
-        path = f"/v1/vectors/index/{index}/snapshot"
-        with contextlib.suppress(Conflict):  # it is whole already
+        # Attended: what is stopped here ends there, too, and leaves nothing that comes up later.
+        path = f"/v1/vectors/index/{index}/snapshot?attended=true"
+        try:
             await self._pods.call(
                 namespace,
                 serving[0],
@@ -240,7 +246,17 @@ class Actor:
                 {"name": action.name},
                 timeout_s=max(1.0, action.deadline_s),
             )
+        except Conflict as error:
+            if await self._is_whole(key, resource):
+                return
+            # Another is taking it, or its record is damaged: asking at once again would be for ever.
+            raise Unavailable(error.message, outcome=Outcome.NOT_COMMITTED) from error
         self._parts.workshop.snapshots[key] = self._parts.runtime.now()
+
+    async def _is_whole(self, key: Key, resource: Resource[IndexSnapshotSpec]) -> bool:
+        store = await self._store(resource, key)
+        alive = await self._observer.records.current(store, resource.spec.index)
+        return await snapshots.record_of(self._parts, store, resource, alive) is not None
 
     # -------------------------------------------------------------------- work
 
@@ -277,14 +293,18 @@ class Actor:
     async def _retire_snapshot(self, store: ObjectStore, namespace: str, name: str) -> None:
         snapshot = self._parts.cache.parsed((INDEX_SNAPSHOT, namespace, name))
         if snapshot is not None:
-            await _delete_snapshot_files(store, snapshot)
+            if index_snapshot.has_begun(snapshot.status):  # else what has its name is another's
+                await self._delete_snapshot_files(store, snapshot)
             await self._parts.kube.delete(INDEX_SNAPSHOT, namespace, name, snapshot.meta.uid)
 
-
-async def _delete_snapshot_files(store: ObjectStore, snapshot: Resource[IndexSnapshotSpec]) -> None:
-    """Those of the life that it was taken of; another life may have a snapshot of the same name."""
-    life, name = index_snapshot.life_of(snapshot.status), snapshot.meta.name
-    await _absent_is_well(named_snapshots.delete(store, snapshot.spec.index, name, life))
+    async def _delete_snapshot_files(self, store: ObjectStore, snapshot: Resource[IndexSnapshotSpec]) -> None:
+        """Those of the life that it was taken of; another life may have a snapshot of the same name."""
+        index, alive = snapshot.spec.index, None
+        if index_snapshot.life_of(snapshot.status) is None:
+            alive = await self._observer.records.current(store, index)
+        life = snapshots.life_of(snapshot, alive)
+        if life is not None:
+            await _absent_is_well(named_snapshots.delete(store, index, snapshot.meta.name, life))
 
 
 async def _absent_is_well(act: Awaitable[object]) -> None:

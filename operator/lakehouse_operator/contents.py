@@ -11,7 +11,7 @@ from typing import Any
 from lakehouse.control import facts
 from lakehouse.control.kinds import VECTOR_INDEX, Drain, VectorIndexSpec
 from lakehouse.control.state import ObservedSource, ObservedTarget, Resource, StoreState
-from lakehouse.core.errors import Corrupt, Unavailable
+from lakehouse.core.errors import Corrupt, Invalid, LakehouseError
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator import looks, records
@@ -32,6 +32,8 @@ class Stored:
     """Where it was looked for, when there is no record of the name at all."""
     damaged: str = ""
     source: ObservedSource | None = None
+    source_detail: str = ""
+    """Why there can be none, where that is known."""
     target: ObservedTarget | None = None
 
 
@@ -55,20 +57,22 @@ class Contents:
             record = await self._records.current(store, key[2])
         except Corrupt as error:
             return Stored(state, damaged=error.message)
-        except Unavailable as error:
+        except LakehouseError as error:
             self._buckets.suspect(namespace, storage)
             return Stored(unreachable(error))
         if leaving:
             return Stored(state, record)
         try:
+            source, why = await self._source(resource, store)
             return Stored(
                 state,
                 record,
                 unrecorded="" if record is not None else self._place(namespace, storage),
-                source=await self._source(resource, store),
+                source=source,
+                source_detail=why,
                 target=await self._target(namespace, resource.spec),
             )
-        except Unavailable as error:
+        except LakehouseError as error:
             self._buckets.suspect(namespace, storage)
             return Stored(unreachable(error))
 
@@ -76,12 +80,18 @@ class Contents:
         where = self._buckets.target(namespace, storage)
         return f"{where.url} at {where.endpoint}" if where.endpoint else where.url
 
-    async def _source(self, resource: Resource[VectorIndexSpec], store: ObjectStore) -> ObservedSource | None:
+    async def _source(
+        self, resource: Resource[VectorIndexSpec], store: ObjectStore
+    ) -> tuple[ObservedSource | None, str]:
+        """The newest version of the dataset; for none, why there can be none, where that is known."""
         asked = resource.spec.source
         if asked is None:
-            return None
-        there, _ = await records.dataset_store(self._parts, self._buckets, resource, store)
-        return await records.newest_version(there, self._parts, asked.dataset, asked.vector_column)
+            return None, ""
+        try:
+            there, _ = await records.dataset_store(self._parts, self._buckets, resource, store)
+            return await records.newest_version(there, self._parts, asked.dataset, asked.vector_column), ""
+        except Invalid as error:
+            return None, error.message
 
     async def _target(self, namespace: str, spec: VectorIndexSpec) -> ObservedTarget | None:
         if spec.drain is None:
@@ -94,7 +104,7 @@ class Contents:
         store, _ = await self._buckets.of(namespace, other.spec.storage)
         try:
             record = None if store is None else await self._records.current(store, name)
-        except Corrupt:
+        except (Corrupt, Invalid):
             record = None
         life = facts.life(record)
         if life is None:

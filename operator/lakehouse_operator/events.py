@@ -14,6 +14,7 @@ from lakehouse.control.conditions import timestamp
 from lakehouse.control.plan import Event
 from lakehouse.core.errors import LakehouseError
 from lakehouse.runtime import Runtime
+from lakehouse_operator import names
 from lakehouse_operator.kube import FIELD_MANAGER, Body, Kube
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ KNOWN_MAX = 4_096
 """News remembered, the latest of them; the rest is counted from one again."""
 MESSAGE_MAX = 1_024
 """As the API server allows."""
+NAME_MAX = 253
+"""The same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +100,6 @@ def _again(told: _Told | None, now: datetime) -> _Told:
 def _name(about: Body, event: Event) -> str:
     """The same for the same news of the same object, whoever tells it."""
     what = "\0".join((about["metadata"]["uid"], event.type.value, event.reason, event.message))
-    return f"{about['metadata']['name']}.{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    return names.fitted(
+        about["metadata"]["name"], f".{hashlib.sha256(what.encode()).hexdigest()[:16]}", NAME_MAX
+    )

@@ -34,7 +34,7 @@ from lakehouse.control.state import (
     SnapshotState,
     StoreState,
 )
-from lakehouse.core.errors import Corrupt, Invalid, Unavailable
+from lakehouse.core.errors import Corrupt, Invalid, LakehouseError
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator import finalizers, jobs, looks, names, resources, rollout, snapshots, versions
@@ -148,14 +148,16 @@ class Observer:
             selector=looks.selector(name),
             endpoint=f"{names.url(name, namespace)}/v1/vectors/index/{name}",
             suspended=suspended,
+            deployed=bool(deployments),
             source=stored.source,
+            source_detail=stored.source_detail,
             target=stored.target,
             last_drain=self._parts.workshop.drains.get(key),
             pending_since=self._pending(key, resource, found.items),
             bootstrap=self._bootstrap(resource),
             snapshots=snapshots.of_index(self._parts.cache, namespace, name),
             name_taken=taken,
-            rolling="" if suspended or life is None else hold or _rolling(deployments, found.behind),
+            rolling="" if life is None else hold or _rolling(deployments, wanted, found.behind, suspended),
             room=self.lines.may_begin(key),
             look_again_s=FOLLOW_S if spec.read_only and not spec.suspend else None,
             work=running,
@@ -343,7 +345,7 @@ class Observer:
             )
         except Corrupt as error:
             return ObservedDataset(state, damaged=error.message, **always)
-        except Unavailable as error:
+        except LakehouseError as error:
             self._buckets.suspect(namespace, resource.spec.storage)
             return ObservedDataset(unreachable(error), **always)
         return ObservedDataset(
@@ -354,10 +356,9 @@ class Observer:
 
     async def index_snapshot(self, key: Key, resource: Resource[IndexSnapshotSpec]) -> ObservedIndexSnapshot:
         """Everything seen of an IndexSnapshot."""
-        _, namespace, name = key
-        index = resource.spec.index
+        namespace, index = key[1], resource.spec.index
         always: dict[str, Any] = {
-            "in_use": snapshots.is_in_use(self._parts.cache, namespace, name),
+            "in_use": snapshots.is_in_use(self._parts.cache, namespace, resource),
             "work": self._parts.workshop.running(key),
             "failures": self._parts.workshop.failures(key),
         }
@@ -367,9 +368,11 @@ class Observer:
         try:
             alive = await self.records.current(store, index)
             found = await snapshots.record_of(self._parts, store, resource, alive)
+            asked = found is None and resource.meta.deletion_requested
+            left = asked and await snapshots.left_behind(store, resource, alive)
         except Corrupt as error:
             return ObservedIndexSnapshot(StoreState(False, "NotUsable", error.message), **always)
-        except Unavailable as error:
+        except LakehouseError as error:
             self._buckets.suspect(namespace, self._storage_of(namespace, index))
             return ObservedIndexSnapshot(unreachable(error), **always)
         life = facts.life(alive)
@@ -378,22 +381,28 @@ class Observer:
             pods = await self._pods.states(namespace, index)
             serving = looks.served(alive, pods, life.shards, life.params.ef_search).serving
         return ObservedIndexSnapshot(
-            state, record=found, index_exists=life is not None, index_serving=serving, **always
+            state,
+            record=found,
+            left_behind=left,
+            index_exists=life is not None,
+            index_serving=serving,
+            **always,
         )
 
     async def snapshot_store(
         self, key: Key, resource: Resource[IndexSnapshotSpec]
     ) -> tuple[ObjectStore | None, StoreState]:
-        """Where a snapshot lies: with its index, and when that is not declared any more, where the installation says,
-        if the snapshot is there."""
+        """Where a snapshot lies: with its index, and when that is not declared any more, where the installation says;
+        if the snapshot is there: an index may be declared again elsewhere."""
         namespace, index = key[1], resource.spec.index
         store, state = await self._buckets.of(
             namespace, self._storage_of(namespace, index), key, last=resource.meta.deletion_requested
         )
         uri = str(resource.status.get("uri", ""))
-        declared = self._parts.cache.parsed((VECTOR_INDEX, namespace, index)) is not None
-        if store is not None and uri and not declared and not uri.startswith(f"{store.url}/"):
-            told = f"the VectorIndex that said how to reach it is gone. index=`{index}` uri=`{uri}`"
+        if store is not None and uri and not uri.startswith(f"{store.url}/"):
+            declared = self._parts.cache.parsed((VECTOR_INDEX, namespace, index)) is not None
+            why = "lies elsewhere now" if declared else "is gone"
+            told = f"the VectorIndex that said how to reach it {why}. index=`{index}` uri=`{uri}`"
             return None, StoreState(False, "StorageUnknown", told)
         return store, state
 
@@ -402,7 +411,12 @@ class Observer:
         return None if declared is None else declared.spec.storage
 
 
-def _rolling(deployments: Sequence[Body], behind: int) -> str:
+def _rolling(
+    deployments: Sequence[Body], wanted: tuple[Body, ...] | None, behind: int, suspended: bool
+) -> str:
+    unapplied = rollout.unapplied(wanted or (), deployments)
+    if unapplied or suspended:
+        return unapplied
     return rollout.progress(deployments) or (f"{behind} pods still load the new content" if behind else "")
 
 

@@ -10,7 +10,7 @@ from lakehouse.control import facts
 from lakehouse.control.kinds import DATASET, VectorIndexSpec
 from lakehouse.control.state import ObservedSource, Resource
 from lakehouse.core import incarnation, names
-from lakehouse.core.errors import Corrupt, NotFound, Unavailable
+from lakehouse.core.errors import Corrupt, Invalid, NotFound, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator.parts import Parts
@@ -54,14 +54,19 @@ async def dataset_store(
     """Where the dataset is that an index is built from, and its URL where that is not the index's own store.
 
     Another store is used only where a Dataset of the namespace says so, and who reaches the index's reaches it, too.
-    Raises `Unavailable` when it does not answer.
+    Raises `Unavailable` when it does not answer, `Invalid` where nobody says in which bucket the Dataset lies.
     """
     source, namespace = resource.spec.source, str(resource.meta.namespace)
     declared = None if source is None else parts.cache.parsed((DATASET, namespace, source.dataset))
     if declared is None:
         return own, None
     mine = buckets.target(namespace, resource.spec.storage)
-    theirs = buckets.target(namespace, declared.spec.storage)
+    try:
+        theirs = buckets.target(namespace, declared.spec.storage)
+    except Invalid as error:
+        raise Invalid(
+            f"where the Dataset lies is not known: {error.message} dataset=`{declared.meta.name}`"
+        ) from error
     if mine.url == theirs.url or not mine.reached_alike(theirs):
         return own, None
     store, state = await buckets.of(namespace, declared.spec.storage)
@@ -75,7 +80,10 @@ async def dataset_store(
 async def newest_version(
     store: ObjectStore, parts: Parts, dataset: str, vector_column: str
 ) -> ObservedSource | None:
-    """The newest version of a dataset, as an index sees it; None for none that can be read."""
+    """The newest version of a dataset, as an index sees it; None for none that can be read.
+
+    Raises `Invalid` for what no dataset may be called.
+    """
     try:
         found = await Catalog(store, parts.runtime).manifest(dataset)
     except (NotFound, Corrupt):

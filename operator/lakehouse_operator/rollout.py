@@ -18,10 +18,15 @@ from typing import Any
 from lakehouse.control.conditions import ConditionType, find
 from lakehouse.control.state import Resource
 from lakehouse_operator import names
+from lakehouse_operator.kube import DEPLOYMENT
 from lakehouse_operator.resources import PROGRESS_S, Body, suspended
 
 Index = tuple[str, str]
 """Namespace and name."""
+NAMED_MAX = 4
+"""Deployments that a message names."""
+_MADE_OF = (names.RELEASE_ANNOTATION, names.ASKED_ANNOTATION, names.SUSPENDED_ANNOTATION)
+"""What a Deployment says of what it was made of: beside its replicas, all that an index's spec decides about it."""
 
 
 def release_of(deployment: Mapping[str, Any]) -> str:
@@ -67,9 +72,33 @@ def progress(deployments: Sequence[Mapping[str, Any]]) -> str:
     told = ", ".join(
         f"{one['metadata']['name']} {(one.get('status') or {}).get('updatedReplicas', 0)} of "
         f"{one['spec'].get('replicas', 1)}"
-        for one in late[:4]
+        for one in late[:NAMED_MAX]
     )
-    return f"pods of the newest make: {told}{', …' if len(late) > 4 else ''}"
+    return f"pods of the newest make: {told}{', …' if len(late) > NAMED_MAX else ''}"
+
+
+def unapplied(wanted: Iterable[Mapping[str, Any]], there: Iterable[Mapping[str, Any]]) -> str:
+    """Which Deployments among the `wanted` objects are not `there` as they are wanted; empty when all are.
+
+    Told by their replicas and by what they were made of: a template is not compared, as the API server writes what it
+    was given in its own way (`0.5` cores as `500m`).
+    """
+    found = {one["metadata"]["name"]: one for one in there}
+    others = [
+        one["metadata"]["name"]
+        for one in wanted
+        if one["kind"] == DEPLOYMENT and not _is_as(found.get(one["metadata"]["name"]), one)
+    ]
+    told = ", ".join(others[:NAMED_MAX])
+    return f"not yet as the spec says: {told}{', …' if len(others) > NAMED_MAX else ''}" if others else ""
+
+
+def _is_as(there: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    if there is None or there["metadata"].get("deletionTimestamp"):
+        return False
+    said, asked = (one["metadata"].get("annotations") or {} for one in (there, wanted))
+    alike = all(said.get(name) == asked.get(name) for name in _MADE_OF)
+    return alike and bool(there["spec"].get("replicas", 1) == wanted["spec"]["replicas"])
 
 
 def refused(deployments: Iterable[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from lakehouse import named_snapshots
 from lakehouse.control import conditions, facts, index_snapshot
-from lakehouse.control.kinds import INDEX_SNAPSHOT, IndexSnapshotSpec
+from lakehouse.control.kinds import INDEX_SNAPSHOT, VECTOR_INDEX, IndexSnapshotSpec
 from lakehouse.control.state import (
     Act,
     ObservedSnapshot,
@@ -29,34 +29,51 @@ def of_index(cache: Cache, namespace: str, index: str) -> tuple[ObservedSnapshot
     found = (cache.parsed(key_of(body)) for body in cache.resources(INDEX_SNAPSHOT, namespace))
     ours = [one for one in found if one is not None and one.spec.index == index]
     return tuple(
-        facts.snapshot(one, in_use=is_in_use(cache, namespace, one.meta.name))
+        facts.snapshot(one, in_use=is_in_use(cache, namespace, one))
         for one in sorted(ours, key=lambda one: one.meta.name)
     )
 
 
-def is_in_use(cache: Cache, namespace: str, snapshot: str) -> bool:
-    """Whether an index is being restored from a snapshot."""
+def is_in_use(cache: Cache, namespace: str, snapshot: Resource[IndexSnapshotSpec]) -> bool:
+    """Whether an index of the namespace is being restored from a snapshot, or still to be: between attempts, too."""
+    subjects = index_snapshot.subjects(snapshot)
     for body in cache.resources(JOB, namespace):
         told = body["metadata"].get("annotations") or {}
         restores = told.get(names.ACT_ANNOTATION) == Act.RESTORE
-        if restores and told.get(names.SUBJECT_ANNOTATION) == snapshot and jobs.is_running(body):
+        if restores and told.get(names.SUBJECT_ANNOTATION) in subjects and jobs.is_running(body):
             return True
-    return False
+    declared = (cache.parsed(key_of(body)) for body in cache.resources(VECTOR_INDEX, namespace))
+    return any(one is not None and index_snapshot.is_awaited(snapshot, one) for one in declared)
 
 
 async def record_of(
     parts: Parts, store: ObjectStore, resource: Resource[IndexSnapshotSpec], alive: Incarnation | None
 ) -> SnapshotRecord | None:
-    """The snapshot's files: those that its status names, else those of the life that the index has."""
-    life = index_snapshot.life_of(resource.status) or (alive.uuid if alive is not None else None)
+    """The snapshot's files, if they are whole."""
+    life = life_of(resource, alive)
     if life is None:
         return None
     found = await files_of(store, resource.spec.index, resource.meta.name, life)
     if found is None:
         return None
     key = (INDEX_SNAPSHOT, str(resource.meta.namespace), resource.meta.name)
-    completed_at = conditions.moment(resource.status.get("completedAt")) or parts.workshop.snapshots.get(key)
-    return named_snapshots.record_of(store, resource.spec.index, found, completed_at or parts.runtime.now())
+    known = conditions.moment(resource.status.get("completedAt")) or parts.workshop.snapshots.get(key)
+    return named_snapshots.record_of(store, resource.spec.index, found, known)
+
+
+async def left_behind(
+    store: ObjectStore, resource: Resource[IndexSnapshotSpec], alive: Incarnation | None
+) -> bool:
+    """Whether anything is there under the snapshot's name."""
+    life = life_of(resource, alive)
+    if life is None:
+        return False
+    return await named_snapshots.left_behind(store, resource.spec.index, resource.meta.name, life)
+
+
+def life_of(resource: Resource[IndexSnapshotSpec], alive: Incarnation | None) -> UUID | None:
+    """Where the snapshot's files lie: in the life that its status names, else in the one that the index has."""
+    return index_snapshot.life_of(resource.status) or (alive.uuid if alive is not None else None)
 
 
 async def files_of(store: ObjectStore, index: str, snapshot: str, life: UUID) -> NamedSnapshot | None:

@@ -11,18 +11,17 @@ import base64
 import binascii
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lakehouse.control.state import REACHABLE, SECRET_NOT_READABLE, StoreState
 from lakehouse.core.errors import (
     BucketNotFound,
-    Corrupt,
     CredentialsRefused,
-    Denied,
     Invalid,
     LakehouseError,
     Outcome,
@@ -56,6 +55,8 @@ TOKEN_KEY = "AWS_SESSION_TOKEN"
 SECRET_LOST = ("SecretNotFound", SECRET_NOT_READABLE)
 """With a namespace go its Secrets, and the Role that let us read them, before what waits for us."""
 UNKNOWN = StoreState(None, "Pending", "the bucket has not been looked at yet")
+_PROBED = re.compile(re.escape(PROBE) + "[0-9a-f]{32}")
+"""Another key at each look: told, it would change the status of whoever lies there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,20 +248,24 @@ class Buckets:
             self._parts.call(user)
 
     async def _seen(self, bucket: _Bucket) -> StoreState:
+        """Whatever is wrong with a place is something seen of it, or nobody who lies there would get another turn."""
         try:
             credentials = await self._credentials(bucket.target)
         except _NoSecretError as error:
             return StoreState(False, error.reason, error.detail)
-        except Denied as error:
-            if bucket.state.reason == "SecretNotFound":  # it was gone before we lost the right to look
-                return bucket.state
-            return StoreState(False, SECRET_NOT_READABLE, error.message)
         except Unavailable:  # the API server is away: that says nothing about the bucket
             if bucket.store is None:
                 raise
+        except LakehouseError as error:  # we may not look, or no Secret can have that name
+            if bucket.state.reason == "SecretNotFound":  # it was gone before we lost the right to look
+                return bucket.state
+            return StoreState(False, SECRET_NOT_READABLE, error.message)
         else:
             if bucket.store is None or credentials.version != bucket.version:
-                await self._open(bucket, credentials)
+                try:
+                    await self._open(bucket, credentials)
+                except LakehouseError as error:
+                    return _told(bucket.target, error)
         return await self._answer(bucket)
 
     async def _answer(self, bucket: _Bucket) -> StoreState:
@@ -269,9 +274,9 @@ class Buckets:
         for attempt in range(1, attempts + 1):
             try:
                 await self._ask(bucket.store, proven=bucket.proven)
-            except (Unavailable, Invalid, Corrupt) as error:
+            except LakehouseError as error:
                 if attempt == attempts:
-                    return unreachable(error)
+                    return _told(bucket.target, error)
             else:
                 break
         bucket.proven = True
@@ -349,11 +354,19 @@ def unreachable(error: LakehouseError) -> StoreState:
             reason = "AccessDenied"
         case BucketNotFound():
             reason = "BucketNotFound"
-        case Invalid() | Corrupt():
-            reason = "NotUsable"
-        case _:
+        case Unavailable():
             reason = "Timeout"
-    return StoreState(False, reason, error.message)
+        case _:
+            reason = "NotUsable"
+    return StoreState(False, reason, _PROBED.sub(f"{PROBE}…", error.message))
+
+
+def _told(place: Target, error: LakehouseError) -> StoreState:
+    """The same with the endpoint, which not every store's error names."""
+    found = unreachable(error)
+    if not place.endpoint or place.endpoint in found.detail:
+        return found
+    return replace(found, detail=f"{found.detail} endpoint=`{place.endpoint}`")
 
 
 def _decoded(value: str | None) -> str:

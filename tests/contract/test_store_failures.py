@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lakehouse.core.errors import (
+    BucketNotFound,
     Conflict,
     CredentialsRefused,
     Invalid,
@@ -692,6 +693,9 @@ async def answering(answers: Answers, runtime: SystemRuntime) -> AsyncIterator[S
         (400, "ExpiredToken", CredentialsRefused, Outcome.NOT_COMMITTED),
         (403, "AccessDenied", CredentialsRefused, Outcome.NOT_COMMITTED),
         (400, "InvalidArgument", Invalid, None),
+        (404, "", Unavailable, Outcome.UNKNOWN),
+        (404, "NoSuchUpload", Unavailable, Outcome.UNKNOWN),
+        (404, "NoSuchBucket", BucketNotFound, Outcome.NOT_COMMITTED),
         (0, "", Unavailable, Outcome.UNKNOWN),
     ],
 )
@@ -710,6 +714,37 @@ async def test_each_answer_becomes_one_error_after_one_request(
     assert getattr(caught.value, "outcome", None) is outcome
     assert caught.value.__cause__ is not None
     assert answers.requests == 1, "the client must not retry"
+
+
+async def test_a_listing_that_is_not_found_is_no_empty_one_and_no_missing_object(
+    answers: Answers, answering: S3Store
+) -> None:
+    answers.status, answers.body = 404, b"default backend - 404"
+    for call in [answering.list(""), answering.children(""), answering.list("k", limit=1)]:
+        with pytest.raises(Unavailable, match="check the endpoint") as caught:
+            await call
+        assert type(caught.value) is Unavailable
+    with pytest.raises(NotFound):
+        await answering.get("k")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"region": "eu_central"}, "eu_central"),
+        ({"endpoint": "http://my_minio:9000"}, "http://my_minio:9000"),
+        ({"endpoint": "http://[::1"}, "check endpoint"),
+    ],
+)
+def test_a_place_that_no_client_can_open_says_what_is_wrong(
+    runtime: SystemRuntime, wrong: dict[str, Any], told: str
+) -> None:
+    settings = S3Settings(access_key_id="a", secret_access_key="hush", **wrong)
+    with pytest.raises(Invalid) as caught:
+        S3Store("bucket", "", runtime, settings)
+    for part in ("check endpoint, region", told, "`bucket`"):
+        assert part in caught.value.message
+    assert "hush" not in caught.value.message
 
 
 async def test_an_answer_cut_short_is_unavailable(

@@ -57,7 +57,7 @@ CHANGES: list[tuple[str, Body, Body, str]] = [
     ("prefix", vector_index("kept"), {"storage": {"s3": {"prefix": "other"}}}, "prefix cannot be changed"),
     ("dataset-bucket", dataset("kept", FILE), {"storage": {"s3": {"bucket": "other"}}}, "cannot be changed"),
     ("dataset-prefix", dataset("kept", FILE), {"storage": {"s3": {"prefix": "other"}}}, "cannot be changed"),
-    ("snapshot", index_snapshot("kept", "a"), {"indexRef": {"name": "b"}}, "cannot be changed but for its deletionPolicy"),
+    ("snapshot", index_snapshot("kept", "a"), {"indexRef": {"name": "b"}}, "cannot be changed but for"),
 ]
 
 

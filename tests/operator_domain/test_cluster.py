@@ -16,7 +16,7 @@ from lakehouse.control.state import PAUSE_ANNOTATION
 from lakehouse.core.types import IndexParams
 from lakehouse.runtime import SystemRuntime
 from lakehouse_operator import converge, names, peers
-from lakehouse_operator.kube import CONFIG_MAP, DEPLOYMENT, KINDS, PDB, SECRET, SERVICE, Body
+from lakehouse_operator.kube import CONFIG_MAP, DEPLOYMENT, KINDS, PDB, SECRET, SERVICE, Body, Kind, Kube
 from minio_server import MinioServer
 from operator_domain import test_resources
 from operator_domain.lake import Lake, lake, put_secret, until
@@ -230,6 +230,90 @@ async def test_an_index_whose_pods_the_cluster_refuses_is_suspended_all_the_same
         await it.told(VECTOR_INDEX, "products", "UpToDate", "RollingOut")
 
 
+async def test_an_index_is_suspended_while_its_bucket_is_away(
+    kube_api: KubeApiServer, where: Place, own_minio: MinioServer
+) -> None:
+    async with lake(kube_api, where, own_minio) as it:
+        await where.index(shards=2)
+        for shard in (0, 1):
+            await it.child(DEPLOYMENT, f"products-shard-{shard}")
+        await it.still()
+        own_minio.kill()
+        await it.told(VECTOR_INDEX, "products", "StorageReachable", "Timeout")
+        await where.patch(VECTOR_INDEX, "products", {"suspend": True})
+        await it.told(VECTOR_INDEX, "products", "Ready", "Suspended")
+        for shard in (0, 1):
+            body = await it.child(DEPLOYMENT, f"products-shard-{shard}")
+            assert body["spec"]["replicas"] == 0
+
+
+async def test_an_index_whose_spec_is_refused_is_suspended_all_the_same(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    async with lake(kube_api, where, minio) as it:
+        await where.index()
+        await it.child(DEPLOYMENT, "products-shard-0")
+        wrong = {"schedule": "0 0 * * *", "timeZone": "Mars/X"}
+        await where.patch(VECTOR_INDEX, "products", {"snapshots": wrong})
+        await it.told(VECTOR_INDEX, "products", "Accepted", "InvalidSpec")
+        await where.patch(VECTOR_INDEX, "products", {"suspend": True})
+        await it.told(VECTOR_INDEX, "products", "Ready", "Suspended")
+        body = await it.child(DEPLOYMENT, "products-shard-0")
+        assert body["spec"]["replicas"] == 0
+
+
+async def test_no_generation_is_up_to_date_before_its_deployments_are(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every status that is written counts, not only those that are seen."""
+    written: list[tuple[int, str]] = []
+    write = Kube.apply_status
+
+    async def noting(kube: Kube, kind: Kind, namespace: str, name: str, status: Any, version: str) -> Body:
+        written.append((status["observedGeneration"], condition({"status": status}, "UpToDate")["status"]))
+        return await write(kube, kind, namespace, name, status, version)
+
+    monkeypatch.setattr(Kube, "apply_status", noting)
+    key = where.key(VECTOR_INDEX, "products")
+    half = {"resources": {"requests": {"cpu": "0.5"}}}  # which the API server writes as 500m
+    changes: list[tuple[dict[str, Any], int]] = [({}, 1), ({"pod": half}, 1), ({"replicas": 2}, 2)]
+    async with lake(kube_api, where, minio) as it:
+        await where.index()
+        await it.child(DEPLOYMENT, "products-shard-0")
+        for spec, pods in changes:
+            body = await where.patch(VECTOR_INDEX, "products", spec)
+            generation = body["metadata"]["generation"]
+            await it.told(VECTOR_INDEX, "products", "UpToDate", "RollingOut")
+            await at_rest(it)
+            assert (generation, "True") not in written
+            await rolled_out(it, "products-shard-0", pods)
+            await it.told(VECTOR_INDEX, "products", "UpToDate", "Current")
+            before = await at_rest(it)
+            await it.turn(key)
+            assert await everything(where) == before
+    written.clear()
+    async with lake(kube_api, where, minio) as it:
+        await it.turn(key)
+        assert written == []
+        await where.annotate(VECTOR_INDEX, "products", {PAUSE_ANNOTATION: "true"})
+        await it.told(VECTOR_INDEX, "products", "ReconciliationPaused", "Paused")
+        body = await where.patch(VECTOR_INDEX, "products", {"replicas": 3})
+        generation = body["metadata"]["generation"]
+        await it.told(VECTOR_INDEX, "products", "UpToDate", "RollingOut")
+        await at_rest(it)
+        assert (await it.child(DEPLOYMENT, "products-shard-0"))["spec"]["replicas"] == 2
+        await where.annotate(VECTOR_INDEX, "products", {PAUSE_ANNOTATION: None})
+
+        async def scaled() -> bool:
+            return bool((await it.child(DEPLOYMENT, "products-shard-0"))["spec"]["replicas"] == 3)
+
+        await until(scaled)
+        await at_rest(it)
+        assert (generation, "True") not in written
+        await rolled_out(it, "products-shard-0", 3)
+        await it.told(VECTOR_INDEX, "products", "UpToDate", "Current")
+
+
 async def test_an_index_of_another_owner_is_left_alone(
     kube_api: KubeApiServer, where: Place, minio: MinioServer
 ) -> None:
@@ -264,10 +348,10 @@ async def test_the_routing_table_has_every_index_of_the_releases_namespace(
 UPGRADED = "registry.example/lakehouse:2"
 
 
-async def rolled_out(it: Lake, name: str) -> None:
+async def rolled_out(it: Lake, name: str, pods: int = 1) -> None:
     """As the Deployment's controller tells."""
     generation = (await it.child(DEPLOYMENT, name))["metadata"]["generation"]
-    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), pods)
     await it.status(DEPLOYMENT, name, {"observedGeneration": generation, **counts})
 
 

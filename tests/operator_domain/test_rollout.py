@@ -1,5 +1,6 @@
 """Upgrades of the operator reach one index at a time, and one that cannot move holds up nobody."""
 
+import copy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,3 +171,50 @@ def test_what_the_cluster_refuses_to_make_is_told() -> None:
     quota = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]
     assert rollout.refused([deployment(), deployment(conditions=quota)]) == "exceeded quota"
     assert rollout.refused([deployment()]) == ""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"replicas": 2},
+        {"pod": {"resources": {"requests": {"cpu": "0.5"}}}},
+        {"storage": {"s3": {"prefix": "elsewhere"}}},
+    ],
+    ids=["replicas", "pod", "storage"],
+)
+def test_what_the_spec_says_of_pods_and_the_cluster_does_not_have_yet_is_told(
+    changed: dict[str, Any],
+) -> None:
+    there, wanted = made("one"), made("one", **changed)
+    assert rollout.unapplied([wanted], [there]) == "not yet as the spec says: products-shard-0"
+    assert rollout.unapplied([wanted], [wanted]) == ""
+    assert (
+        rollout.unapplied([made("two")], [there]) != ""
+    )  # nor what the operator itself would make otherwise
+    assert rollout.unapplied([rollout.kept(made("two"), there)], [there]) == ""
+
+
+def test_a_deployment_that_is_missing_or_going_is_not_as_the_spec_says() -> None:
+    wanted = resources.index(index(shards=6), where(), settings(), suspended=False)
+    told = rollout.unapplied(wanted, [])
+    assert "products-shard-0, products-shard-1" in told
+    assert told.endswith("products-shard-3, …")
+    there = [{**one, "metadata": {**one["metadata"], "deletionTimestamp": "now"}} for one in wanted[-1:]]
+    assert rollout.unapplied(wanted[-1:], there) == "not yet as the spec says: products-shard-5"
+    assert rollout.unapplied((), []) == ""
+
+
+def test_quantities_that_the_api_server_writes_in_its_own_way_are_no_other_template() -> None:
+    wanted = made("one", pod={"resources": {"requests": {"cpu": "0.5"}}})
+    there = copy.deepcopy(wanted)
+    there["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "500m"
+    assert rollout.unapplied([wanted], [there]) == ""
+
+
+def test_what_sleeps_and_what_is_to_sleep_differ() -> None:
+    awake, asleep = (
+        resources.index(index(), where(), settings(), suspended=suspended)[-1] for suspended in (False, True)
+    )
+    assert rollout.unapplied([asleep], [awake]) != ""
+    assert rollout.unapplied([awake], [asleep]) != ""
+    assert rollout.unapplied([asleep], [asleep]) == ""

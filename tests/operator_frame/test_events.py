@@ -10,7 +10,7 @@ from lakehouse.control.plan import Event, EventType
 from lakehouse.runtime import SystemRuntime
 from lakehouse_operator import events
 from lakehouse_operator.events import Recorder
-from lakehouse_operator.kube import Body, Kube
+from lakehouse_operator.kube import INDEX_SNAPSHOT, Body, Kube
 from operator_frame.running import Place, place
 
 pytestmark = pytest.mark.kubernetes
@@ -88,6 +88,18 @@ async def test_what_is_remembered_is_bounded(where: Place, monkeypatch: pytest.M
     await recorder.record(about, [Event(EventType.NORMAL, "Valid", f"news {number}") for number in range(4)])
     assert len(recorder._told) == 2
     assert len(await where.events()) == 4
+
+
+async def test_a_name_that_leaves_no_room_is_cut_and_stays_its_own(where: Place) -> None:
+    recorder = Recorder(where.kube, Set(), "replica")
+    long = "s" * (events.NAME_MAX - 17)
+    for name in (long, f"{long}-one", f"{long}-two"):
+        body = await where.create(INDEX_SNAPSHOT, name, {"indexRef": {"name": "products"}})
+        await recorder.record(body, [NEWS])
+    found = {one["involvedObject"]["name"]: one["metadata"]["name"] for one in await where.events()}
+    assert sorted(found) == [long, f"{long}-one", f"{long}-two"]
+    assert found[long].startswith(f"{long}.")
+    assert {len(name) for name in found.values()} == {events.NAME_MAX}
 
 
 async def test_a_message_that_is_too_long_is_cut(where: Place) -> None:

@@ -263,6 +263,30 @@ def test_a_source_given_later_builds_an_empty_index_and_spares_a_filled_one() ->
         assert acts(decide(given_up, seen(items=3, source=rows()))) == [BuildIndex]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_was_built_once_and_written_to_since_follows_only_when_its_items_are_given_up(
+    version: int,
+) -> None:
+    resource, source = index(source=SOURCE), rows(version)
+    adopting = index(of=meta(annotations={ADOPT_ANNOTATION: "true"}), source=SOURCE)
+    once = decide(index(source=ONCE), unborn(source=rows())).actions[0]
+    assert isinstance(once, BuildIndex)
+    there = life(origin=once.origin)
+    assert there.origin["follow"] == "Once"
+    spared = decide(resource, seen(life=there, items=9, source=source))
+    assert spared.actions == ()
+    assert condition(spared, C.UP_TO_DATE) == ("False", "NotEmpty")
+    assert ADOPT_ANNOTATION in message(spared, C.UP_TO_DATE)
+    for items in (None, 0):  # its pods may take writes until they know that they may not
+        assert decide(resource, seen(life=there, items=items, source=source)).actions == ()
+    (action,) = decide(adopting, seen(life=there, items=9, source=source)).actions
+    assert isinstance(action, BuildIndex)
+    assert (action.replaces, action.version, "follow" in action.origin) == (True, version, False)
+    assert decide(index(source=ONCE), seen(life=there, items=9, source=source)).actions == ()
+    followed = life(origin=action.origin)
+    assert decide(resource, seen(life=followed, items=9, source=source)).actions == ()
+
+
 @pytest.mark.parametrize(
     ("dataset", "reason"),
     [
@@ -285,6 +309,21 @@ def test_a_dataset_that_does_not_fit_is_not_built_from(
     assert made.actions == ()
     assert condition(made, C.SOURCE_RESOLVED) == ("False", reason)
     assert condition(made, C.READY) == ("False", "SourceNotResolved")
+
+
+def test_a_source_that_can_be_none_says_why_and_leaves_the_index_as_it_is() -> None:
+    why = "a dataset name does not end in `.json`"
+    made = decide(index(source=SOURCE), unborn(source_detail=why))
+    assert made.actions == ()
+    assert condition(made, C.SOURCE_RESOLVED) == ("False", "DatasetNotUsable")
+    assert condition(made, C.READY) == ("False", "SourceNotResolved")
+    assert [message(made, kind) for kind in (C.SOURCE_RESOLVED, C.READY)] == [why, why]
+    assert [(one.reason, one.type) for one in made.events] == [("DatasetNotUsable", EventType.WARNING)]
+    resource = index(source=SOURCE)
+    served = decide(resource, seen(life=built(resource), items=7, source_detail=why))
+    assert served.actions == ()
+    assert condition(served, C.READY) == ("True", "AllReplicasServing")
+    assert condition(served, C.UP_TO_DATE) == ("False", "SourceNotResolved")
 
 
 @pytest.mark.parametrize(
@@ -560,6 +599,57 @@ def test_suspending_stops_work_first_and_then_serving() -> None:
         index(source=SOURCE), seen(life=built(resource), serving=False, suspended=True, source=rows(2))
     )
     assert awake.actions == (Resume(),)
+
+
+def test_suspending_needs_neither_the_store_nor_a_spec_that_means_something() -> None:
+    lost = unborn(store=DOWN, deployed=True)
+    unread = unborn(damaged="its record cannot be read", deployed=True)
+    for observed in (lost, unread, seen(store=DOWN), unborn(deployed=True)):
+        assert decide(index(suspend=True), observed).actions == (Suspend(),)
+        assert not any(isinstance(one, Suspend) for one in decide(index(), observed).actions)
+        asleep = decide(index(suspend=True), replace(observed, serving=False, suspended=True))
+        assert asleep.actions == ()
+        assert condition(asleep, C.READY) == ("False", "Suspended")
+    senseless = index(suspend=True, snapshots={"schedule": "0 0 * * *", "timeZone": "Mars/X"})
+    made = decide(senseless, seen())
+    assert condition(made, C.ACCEPTED) == ("False", "InvalidSpec")
+    assert made.actions == (Suspend(),)
+    busy = replace(lost, work=running(RebuildIndex(IndexParams("products", 3))))
+    assert decide(index(suspend=True), busy).actions == (StopWork(),)
+    held = replace(lost, failures=(failure(Suspend(), at=NOW),))
+    assert decide(index(suspend=True), held).actions == ()
+    paused = index(of=meta(annotations={PAUSE_ANNOTATION: "true"}), suspend=True)
+    assert decide(paused, lost).actions == ()
+
+
+def test_suspending_never_touches_what_is_anothers_or_not_there() -> None:
+    anothers = life(owner="elsewhere/default/products")
+    for observed in (seen(life=anothers, deployed=True), seen(life=life(owner=None), deployed=True)):
+        made = decide(index(suspend=True, source=SOURCE), observed)
+        assert made.actions == ()
+        assert condition(made, C.ACCEPTED) == ("False", "PrefixTaken")
+    assert decide(index(suspend=True), unborn(store=DOWN)).actions == ()
+    assert decide(index(suspend=True), unborn(name_taken="Deployment products-shard-0")).actions == ()
+
+
+@pytest.mark.parametrize("annotations", [{}, {PAUSE_ANNOTATION: "true"}], ids=["at work", "paused"])
+def test_a_turn_to_sleep_or_awake_that_has_not_been_made_is_not_up_to_date(
+    annotations: dict[str, str],
+) -> None:
+    def told(suspend: bool, **changes: Any) -> tuple[str, str]:
+        resource = index(of=meta(annotations=annotations), suspend=suspend)
+        return condition(decide(resource, seen(**changes)), C.UP_TO_DATE)
+
+    asleep: dict[str, Any] = {"suspended": True, "serving": False}
+    assert told(True) == ("False", "SuspendRequired")
+    assert told(False, **asleep) == ("False", "ResumeRequired")
+    assert told(True, failures=(failure(Suspend()),)) == ("False", "SuspendFailed")
+    assert told(True, **asleep) == told(False) == ("True", "Current")
+    # Its pods would be made otherwise now, and have not been.
+    assert told(True, **asleep, rolling="not yet as the spec says: products-shard-0") == (
+        "False",
+        "RollingOut",
+    )
 
 
 def test_a_suspended_resource_begins_nothing() -> None:

@@ -35,7 +35,10 @@ from lakehouse.control.plan import (
     TakeSnapshot,
 )
 from lakehouse.control.state import (
+    ADOPT_ANNOTATION,
+    PAUSE_ANNOTATION,
     REACHABLE,
+    Meta,
     ObservedIndexSnapshot,
     ObservedSnapshot,
     SnapshotRecord,
@@ -157,6 +160,129 @@ def test_deletion_keeps_the_files_or_removes_them_but_not_under_a_restore() -> N
     )
 
 
+def test_files_of_attempts_go_too_and_so_does_what_no_record_tells_of() -> None:
+    going = meta("nightly", deletion_requested_at=ago(seconds=1))
+    left = replace(SERVED, left_behind=True)
+    begun = isnap({"startedAt": "2026-05-04T11:59:30Z"}, of=going, deletionPolicy="Delete")
+    assert snap(begun, left).actions == (DeleteSnapshotFiles("products", "nightly"),)
+    assert snap(begun, replace(left, work=running(TAKE))).actions == (StopWork(),)
+    assert snap(begun, SERVED).actions == (RemoveResource(),)
+    never = isnap(of=going, deletionPolicy="Delete")  # what is there was left by another of that name
+    assert snap(never, left).actions == (RemoveResource(),)
+
+
+def test_the_deletion_policy_that_counts_is_the_one_it_has_when_it_goes() -> None:
+    resource = isnap()
+    status = snap(resource, WHOLE).status
+    going = meta("nightly", generation=2, deletion_requested_at=ago(seconds=1))
+    kept = isnap(status, of=going, deletionPolicy="Retain")
+    assert snap(kept, WHOLE).actions == (RemoveResource(),)
+    removed = isnap(status, of=going, deletionPolicy="Delete")
+    assert snap(removed, WHOLE).actions == (DeleteSnapshotFiles("products", "nightly"),)
+    changed = isnap(status, of=meta("nightly", generation=2), deletionPolicy="Delete")
+    made = snap(changed, WHOLE)
+    assert (made.actions, condition(made, C.COMPLETE)) == ((), ("True", "Verified"))
+    assert made.status["observedGeneration"] == 2
+
+
+# ---- another snapshot of that name ----------------------------------------------------------------------------------
+
+OLD = replace(RECORD, completed_at=ago(days=3))
+BEFORE = replace(SERVED, record=OLD)
+ADOPTING = meta("nightly", created_at=ago(minutes=1), annotations={ADOPT_ANNOTATION: "true"})
+
+
+def test_a_snapshot_from_before_it_was_asked_for_is_not_taken_for_it() -> None:
+    resource = isnap()
+    made = snap(resource, BEFORE)
+    assert (made.actions, made.requeue_after_s) == ((), None)
+    assert condition(made, C.COMPLETE) == ("False", "NameTaken")
+    assert "2026-05-01T12:00:30Z" in message(made, C.COMPLETE)
+    assert ADOPT_ANNOTATION in message(made, C.COMPLETE)
+    assert [(one.type, one.reason) for one in made.events] == [(EventType.WARNING, "NameTaken")]
+    assert set(made.status) == {"observedGeneration", "conditions"}
+    assert index_snapshot.state_of(made.status) is SnapshotState.FAILED
+    again = snap(after(resource, made), BEFORE, NOW + timedelta(days=1))
+    assert (again.actions, again.status_changed, again.events) == ((), False, ())
+    blind = snap(after(resource, made), ObservedIndexSnapshot(DOWN))
+    assert condition(blind, C.COMPLETE) == ("False", "NameTaken")
+
+
+def test_one_whose_time_nobody_knows_is_not_taken_for_it_either() -> None:
+    made = snap(isnap(), replace(SERVED, record=replace(RECORD, completed_at=None)))
+    assert condition(made, C.COMPLETE) == ("False", "NameTaken")
+    assert "at an unknown time" in message(made, C.COMPLETE)
+
+
+def test_an_adopted_one_is_complete_with_the_time_it_was_taken_and_stays_so() -> None:
+    adopting = isnap(of=ADOPTING)
+    made = snap(after(adopting, snap(isnap(), BEFORE)), BEFORE)
+    assert condition(made, C.COMPLETE) == ("True", "Verified")
+    assert (made.status["completedAt"], made.status["uri"]) == ("2026-05-01T12:00:30Z", OLD.uri)
+    assert "startedAt" not in made.status
+    off = snap(isnap(made.status), BEFORE)
+    assert condition(off, C.COMPLETE) == ("True", "Verified")
+
+
+def test_the_name_is_free_again_once_the_other_snapshot_is_gone() -> None:
+    resource = after(isnap(), snap(isnap(), BEFORE))
+    assert snap(resource, SERVED).actions == (TAKE,)
+
+
+def test_what_it_began_is_its_whatever_the_clocks_say() -> None:
+    resource = isnap()
+    begun = snap(resource, SERVED)
+    assert (begun.actions, begun.status["startedAt"]) == ((TAKE,), "2026-05-04T12:00:30Z")
+    assert condition(snap(after(resource, begun), BEFORE), C.COMPLETE) == ("True", "Verified")
+    near = replace(SERVED, record=replace(RECORD, completed_at=ago(minutes=2)))
+    assert condition(snap(resource, near), C.COMPLETE) == ("True", "Verified")
+    far = replace(SERVED, record=replace(RECORD, completed_at=ago(minutes=2, seconds=1)))
+    assert condition(snap(resource, far), C.COMPLETE) == ("False", "NameTaken")
+
+
+def test_one_that_is_paused_or_waits_has_not_begun() -> None:
+    paused = isnap(of=meta("nightly", created_at=ago(minutes=1), annotations={PAUSE_ANNOTATION: "true"}))
+    assert "startedAt" not in snap(paused, SERVED).status
+    assert "startedAt" not in snap(isnap(), replace(SERVED, index_serving=False)).status
+
+
+def test_a_time_that_nobody_knows_is_not_made_up() -> None:
+    resource = isnap({"startedAt": "2026-05-04T11:59:30Z"})
+    made = snap(resource, replace(SERVED, record=replace(RECORD, completed_at=None)))
+    assert condition(made, C.COMPLETE) == ("True", "Verified")
+    assert "completedAt" not in made.status
+
+
+def test_deleting_one_whose_name_was_taken_leaves_the_other_alone() -> None:
+    going = meta("nightly", created_at=ago(minutes=1), deletion_requested_at=ago(seconds=1))
+    resource = isnap(snap(isnap(), BEFORE).status, of=going, deletionPolicy="Delete")
+    assert snap(resource, BEFORE).actions == (RemoveResource(),)
+
+
+# ---- who still needs one --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{"name": "nightly"}, {"uri": RECORD.uri}])
+def test_an_index_awaits_the_snapshot_that_it_is_not_restored_from_yet(asked: dict[str, str]) -> None:
+    whole = after(isnap(), snap(isnap(), WHOLE))
+    wanted: dict[str, Any] = {"bootstrap": {"snapshot": asked}}
+
+    def awaits(*told: str, of: Meta | None = None, **more: Any) -> bool:
+        status = {"conditions": [dict(zip(("type", "status", "reason"), told, strict=True))]} if told else {}
+        return index_snapshot.is_awaited(whole, index(status, of=of, **wanted, **more))
+
+    assert awaits()
+    assert awaits("Restored", "False", "RestoreFailed")
+    assert awaits("Restored", "Unknown", "InProgress")
+    assert not awaits("Restored", "True", "Verified")
+    assert not awaits("Restored", "False", "NotEmpty")
+    assert not awaits(suspend=True)
+    assert not awaits(of=meta("b", deletion_requested_at=ago(seconds=1)))
+    assert not index_snapshot.is_awaited(whole, index())
+    other: dict[str, Any] = {"bootstrap": {"snapshot": {"name": "other"}}}
+    assert not index_snapshot.is_awaited(whole, index(**other))
+
+
 # ---- the schedule ---------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +358,50 @@ def test_another_schedule_owes_nothing_from_before() -> None:
     made = decide(changed, seen(snapshots=(taken(SIX),)))
     assert made.actions == ()
     assert made.status["snapshot"]["nextScheduleTime"] == "2026-05-05T07:00:00Z"
+
+
+def test_another_schedule_has_missed_nothing_from_before() -> None:
+    old = index(snapshots=SNAPSHOTS)
+    good = (taken(SIX - timedelta(hours=6)), taken(SIX))
+    changed = index(
+        decide(old, seen(snapshots=good), NOON - timedelta(minutes=1)).status,
+        snapshots={"schedule": "0 7 * * *"},
+    )
+    for minutes in (0, 20, 18 * 60 + 59):
+        made = decide(changed, seen(snapshots=good), NOW + timedelta(minutes=minutes))
+        assert (made.actions, condition(made, C.SNAPSHOT_CURRENT)) == ((), ("True", "WithinSchedule"))
+        assert [one for one in made.events if one.type is EventType.WARNING] == []
+        changed = after(changed, made)
+    seven = SIX + timedelta(days=1, hours=1)
+    for minutes, current in ((0, "True"), (9, "True"), (11, "False"), (24 * 60 + 1, "False")):
+        made = decide(changed, seen(snapshots=good, serving=False), seven + timedelta(minutes=minutes))
+        assert condition(made, C.SNAPSHOT_CURRENT)[0] == current
+        changed = after(changed, made)
+
+
+def test_a_missed_one_stays_missed_while_others_fall_due_and_until_one_is_whole() -> None:
+    often = {"schedule": "*/5 * * * *"}
+    resource = index(snapshots=often)
+    last = taken(NOON)
+    resource = after(resource, decide(resource, seen(snapshots=(last,))))
+    told = []
+    for minutes in range(1, 40):
+        at = NOW + timedelta(minutes=minutes)
+        made = decide(resource, seen(snapshots=(last,), serving=False), at)
+        told.append(condition(made, C.SNAPSHOT_CURRENT)[1])
+        resource = after(resource, made)
+    assert told == ["WithinSchedule"] * told.index("Overdue") + ["Overdue"] * (39 - told.index("Overdue"))
+    assert told.index("Overdue") < 16
+    at = NOW + timedelta(minutes=40)
+    made = decide(resource, seen(snapshots=(last,)), at)
+    assert scheduled(made) == ["products-20260504124000"]
+    busy = taken(NOON + timedelta(minutes=40), SnapshotState.RUNNING)
+    for _ in range(2):
+        made = decide(after(resource, made), seen(snapshots=(last, busy)), at)
+        assert condition(made, C.SNAPSHOT_CURRENT) == ("False", "Overdue")
+    whole = taken(NOON + timedelta(minutes=40))
+    made = decide(after(resource, made), seen(snapshots=(last, whole)), at)
+    assert condition(made, C.SNAPSHOT_CURRENT) == ("True", "WithinSchedule")
 
 
 def test_none_is_asked_for_while_one_is_being_taken_or_nobody_serves() -> None:

@@ -77,6 +77,7 @@ class World:
         self.files = 1
         self.read: int | None = None
         self.records: set[str] = set()
+        self.taken_at: dict[str, datetime] = {}
         self.target = state.ObservedTarget(True, 3, "cosine", serving=True)
         self.dropped = False
         self.moved: list[int] = []
@@ -116,7 +117,12 @@ class World:
         memory, up = self.of(key), self.store.reachable
         if not up:
             return state.ObservedIndex(
-                IDENTITY, self.store, work=memory.work, failures=(*memory.failures.values(),)
+                IDENTITY,
+                self.store,
+                suspended=memory.suspended,
+                deployed=self.life is not None and self.life.owner == IDENTITY,
+                work=memory.work,
+                failures=(*memory.failures.values(),),
             )
         memory.pending_since = (memory.pending_since or self.now) if self.items and self.life else None
         serving = self.life is not None and not memory.suspended
@@ -175,8 +181,9 @@ class World:
         memory = self.of(key)
         if not self.store.reachable:
             return state.ObservedIndexSnapshot(self.store, work=memory.work)
+        at = self.taken_at.get(key[1])
         record = (
-            state.SnapshotRecord(f"s3://{key[1]}", "d", "p", 1, 1, NOW) if key[1] in self.records else None
+            state.SnapshotRecord(f"s3://{key[1]}", "d", "p", 1, 1, at) if key[1] in self.records else None
         )
         served = self.life is not None and not self.of((kinds.VECTOR_INDEX, "products")).suspended
         return state.ObservedIndexSnapshot(
@@ -221,6 +228,7 @@ class World:
                 self.life, self.items = Life(action.params, action.shards, action.owner), 0
             case plan.BuildIndex():
                 assert action.replaces == (self.life is not None)
+                assert self.life is None or self.life.origin.get("follow") != "Once", "items given up unasked"
                 self.life = Life(action.params, action.shards, action.owner, action.origin)
                 self.items, memory.ef_search = 7, None
             case plan.RebuildIndex():
@@ -255,6 +263,7 @@ class World:
                 self.ask_deletion(kinds.INDEX_SNAPSHOT, action.name)
             case plan.TakeSnapshot():
                 self.records.add(action.name)
+                self.taken_at[action.name] = self.now
             case plan.DeleteSnapshotFiles():
                 self.records.discard(action.name)
             case plan.Ingest():
@@ -526,6 +535,8 @@ def _check_index(world: World, asked: kinds.VectorIndexSpec) -> None:
     if asked.source is not None and not world.versions:
         return
     assert world.life is not None
+    if asked.read_only and world.life.origin.get("follow") == "Once":
+        return  # writers may have given it items, and nothing may take those away
     if asked.source is not None and "dataset" not in world.life.origin:
         assert world.items > 0  # it held something, and nothing may take that away
         return

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from converging import DIMENSION, CountingWorld, Lake, built, dataset, document, index, put_rows
 from lakehouse.control import schedule
 from lakehouse.control.state import ADOPT_ANNOTATION, REFRESH_ANNOTATION
+from lakehouse.core import names as keys
 from lakehouse.core.errors import Conflict, LakehouseError
 from lakehouse.core.types import Batch, Distance, IndexParams
 from lakehouse.embedded.controller import WATCH_SHARED_S
@@ -99,6 +100,21 @@ def test_a_followed_dataset_replaces_the_index_and_a_drained_item_stays_where_it
         assert set(await lake.contents("main")) == {"a", "b", "c", "x"}
         assert await lake.contents("fresh") == {}
         assert set(await lake.contents("restored")) == {"a", "b", "c"}
+        await nothing_more_is_written(lake)
+
+    run(play)
+
+
+@pytest.mark.parametrize("name", ["products.json", "é" * 101], ids=["suffix", "bytes"])
+def test_an_index_of_what_can_be_no_dataset_is_told_so_and_then_nothing_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    async def play() -> None:
+        lake = await Lake(CountingWorld(5), tmp_path, "one").start()
+        await lake.apply(built("main", name))
+        await lake.settle()
+        found = await lake.condition("VectorIndex", "main", "SourceResolved")
+        assert found == ("False", "DatasetNotUsable")
         await nothing_more_is_written(lake)
 
     run(play)
@@ -348,6 +364,131 @@ def test_snapshots_are_taken_on_schedule_and_the_old_ones_go(tmp_path: Path) -> 
         await lake.settle()
         assert set(await lake.contents("restored")) == {"x"}
         assert (await lake.condition("VectorIndex", "wrong", "Restored"))[1] == "SnapshotNotFound"
+
+    run(play)
+
+
+KEPT = {"indexRef": {"name": "main"}}
+
+
+async def snapshot_status(lake: Lake, name: str) -> tuple[str, str, Mapping[str, Any]]:
+    """Status and reason of `Complete`, and the whole status."""
+    status, reason = await lake.condition("IndexSnapshot", name, "Complete")
+    return status, reason, (await lake.embedded.item("isnap", name))["status"]
+
+
+def test_a_snapshot_that_is_asked_for_again_under_its_name_is_not_the_old_one(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(14)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("main"))
+        await lake.apply(document("IndexSnapshot", "kept", KEPT))
+        await lake.settle()
+        *complete, first = await snapshot_status(lake, "kept")
+        assert complete == ["True", "Verified"]
+        await asyncio.sleep(86_400)
+        lake.process.crash()
+        lake = await Lake(world, tmp_path, "two").start()
+        await lake.settle()
+        assert await snapshot_status(lake, "kept") == ("True", "Verified", first)
+        assert await lake.process.run(lake.embedded.delete("IndexSnapshot", "kept", wait_s=60))
+        await lake.apply(document("IndexSnapshot", "kept", KEPT | {"deletionPolicy": "Delete"}))
+        await lake.settle()
+        status, reason, told = await snapshot_status(lake, "kept")
+        assert (status, reason) == ("False", "NameTaken")
+        assert "completedAt" not in told
+        await nothing_more_is_written(lake)
+        assert await lake.process.run(lake.embedded.delete("IndexSnapshot", "kept", wait_s=60))
+        assert [one.name for one in await lake.indexes.named_snapshots("main")] == ["kept"]
+        await lake.apply(document("IndexSnapshot", "kept", KEPT, annotations={ADOPT_ANNOTATION: "true"}))
+        await lake.settle()
+        status, _, told = await snapshot_status(lake, "kept")
+        assert (status, told["completedAt"], told["uri"]) == ("True", first["completedAt"], first["uri"])
+
+    run(play)
+
+
+def test_a_snapshot_is_kept_or_removed_by_the_policy_it_has_when_it_goes(tmp_path: Path) -> None:
+    async def play() -> None:
+        lake = await Lake(CountingWorld(15), tmp_path, "one").start()
+        await lake.apply(index("main"))
+        for name, first, then in (("a", "Retain", "Delete"), ("b", "Delete", "Retain")):
+            await lake.apply(document("IndexSnapshot", name, KEPT | {"deletionPolicy": first}))
+            await lake.settle()
+            await lake.apply(document("IndexSnapshot", name, KEPT | {"deletionPolicy": then}))
+            await lake.settle()
+            assert (await snapshot_status(lake, name))[0] == "True"
+            assert await lake.process.run(lake.embedded.delete("IndexSnapshot", name, wait_s=60))
+        assert [one.name for one in await lake.indexes.named_snapshots("main")] == ["b"]
+
+    run(play)
+
+
+@pytest.mark.parametrize("by", ["name", "uri"])
+def test_a_snapshot_that_an_index_is_still_to_be_restored_from_is_not_retired(
+    tmp_path: Path, by: str
+) -> None:
+    async def play() -> None:
+        lake = await Lake(CountingWorld(16), tmp_path, "one").start()
+        schedule = {"schedule": "0 * * * *", "retention": {"keepLast": 1}}
+        await lake.apply(index("main", snapshots=schedule))
+        await lake.settle()
+        await (await lake.indexes.open("main")).add(items("x"))
+        await asyncio.sleep(3_600)
+        await lake.settle()
+        (taken,) = await lake.embedded.items("isnap")
+        name, uri = taken["metadata"]["name"], taken["status"]["uri"]
+        asked = {"name": name} if by == "name" else {"uri": uri}
+        # It does not fit, so every attempt fails: between two of them nothing runs.
+        await lake.apply(index("later", dimension=DIMENSION + 1, bootstrap={"snapshot": asked}))
+        await asyncio.sleep(3 * 3_600)
+        assert (await lake.condition("VectorIndex", "later", "Restored"))[1] == "RestoreFailed"
+        assert name in [one["metadata"]["name"] for one in await lake.embedded.items("isnap")]
+        assert name in [one.name for one in await lake.indexes.named_snapshots("main")]
+        await lake.process.run(lake.embedded.delete("VectorIndex", "later", wait_s=60))
+        await asyncio.sleep(3_600)
+        await lake.settle()
+        assert name not in [one.name for one in await lake.indexes.named_snapshots("main")]
+
+    run(play)
+
+
+def test_a_snapshot_deleted_while_it_is_taken_leaves_nothing(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(17)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("main"))
+        await lake.settle()
+        hold = world.hold(lake.process, "create", "/named/gone.json")
+        await lake.apply(document("IndexSnapshot", "gone", KEPT | {"deletionPolicy": "Delete"}))
+        await hold.reached.wait()
+        assert [info for info in await world.bucket.list("_vectors/main/") if "/named/gone/" in info.key]
+        going = asyncio.ensure_future(
+            lake.process.run(lake.embedded.delete("IndexSnapshot", "gone", wait_s=60))
+        )
+        await asyncio.sleep(5)
+        hold.release()
+        assert await going
+        await lake.settle()
+        assert [info for info in await world.bucket.list("_vectors/main/") if "/named/" in info.key] == []
+
+    run(play)
+
+
+def test_a_snapshot_whose_record_is_damaged_is_tried_ever_more_seldom(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(18)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(index("main"))
+        await lake.settle()
+        life = (await lake.indexes.open("main")).record.uuid
+        assert life is not None
+        await world.bucket.put(keys.named_snapshot_key("main", life, "kept"), b"damaged")
+        await lake.apply(document("IndexSnapshot", "kept", KEPT))
+        await asyncio.sleep(30)
+        assert await lake.condition("IndexSnapshot", "kept", "Complete") == ("False", "Retrying")
+        events = await lake.embedded.events("isnap", "kept")
+        assert [one["count"] for one in events if one["reason"] == "TakeSnapshotStarted"] == [1]
 
     run(play)
 

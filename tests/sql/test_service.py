@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -344,7 +345,8 @@ def test_queries_that_end_together_clear_the_cache_together(tmp_path: Path) -> N
             lake.dataset(name, products(5))
 
         async def together() -> None:
-            cache, objects = lake.service.cache, []
+            cache = lake.service.cache
+            objects: list[Mapping[str, Any]] = []
             for name in ("one", "two", "three"):
                 objects += (await lake.catalog.manifest(name)).objects
             async with cache.files(objects):

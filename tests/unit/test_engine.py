@@ -1,6 +1,7 @@
 """The engine over a store: lives of an index, snapshots and garbage, merging, limits, and what bad luck does."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lakehouse.collection import Collection
-from lakehouse.core import incarnation, names
+from lakehouse.core import incarnation, named, names
 from lakehouse.core.entry import ENTRY_VERSION, Kind, decode_header
 from lakehouse.core.errors import (
     Busy,
@@ -271,6 +272,28 @@ async def test_a_named_snapshot_keeps_its_file_and_its_name(runtime: SystemRunti
         await collection.snapshot("before-upgrade")
     with pytest.raises(Invalid):
         await collection.snapshot("Not A Name")
+    await indexes.close()
+
+
+async def test_a_named_snapshots_record_tells_since_when_it_is_whole_and_an_older_one_does_not(
+    runtime: SystemRuntime,
+) -> None:
+    store = MemoryStore()
+    indexes = Indexes(store, runtime)
+    collection = await indexes.create(IndexParams("a", 4))
+    before = runtime.now().replace(microsecond=0)
+    await collection.snapshot("new")
+    [new] = await indexes.named_snapshots("a")
+    assert new.completed_at is not None
+    assert before <= new.completed_at <= runtime.now()
+    assert collection.record.uuid is not None
+    record = json.loads(await store.get(names.named_snapshot_key("a", collection.record.uuid, "new")))
+    del record["completed_at"]
+    data = json.dumps(record).encode()
+    await store.put(names.named_snapshot_key("a", collection.record.uuid, "old"), data)
+    old = next(one for one in await indexes.named_snapshots("a") if one.name == "old")
+    assert (old.completed_at, old.files) == (None, new.files)
+    assert named.completed_at(b'{"completed_at": 7, "files": []}') is None
     await indexes.close()
 
 

@@ -1,8 +1,9 @@
 """What to do next about an IndexSnapshot: take it once, within its deadline, and tell what became of it.
 
-A snapshot is complete when its record is in the store, whoever took it and whenever.  One that is not complete by its
-deadline has failed for good: a worker that died cannot leave it running for ever.  What this module does not do: decide
-when snapshots are taken (`snapshot_schedule`).
+A snapshot is complete when its record is in the store, whoever took it.  A record from before the resource was made is
+another snapshot of that name, unless it is adopted.  One that is not complete by its deadline has failed for good: a
+worker that died cannot leave it running for ever.  What this module does not do: decide when snapshots are taken
+(`snapshot_schedule`).
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,22 @@ from uuid import UUID
 
 from lakehouse.control import conditions, rounds
 from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown
-from lakehouse.control.kinds import DeletionPolicy, IndexSnapshotSpec
+from lakehouse.control.kinds import DeletionPolicy, IndexSnapshotSpec, VectorIndexSpec
 from lakehouse.control.plan import Action, DeleteSnapshotFiles, Plan, StopWork, TakeSnapshot
-from lakehouse.control.state import Act, ObservedIndexSnapshot, Resource, SnapshotState
+from lakehouse.control.state import (
+    ADOPT_ANNOTATION,
+    Act,
+    ObservedIndexSnapshot,
+    Resource,
+    SnapshotRecord,
+    SnapshotState,
+)
 
 _KIND = ConditionType.COMPLETE
-FINAL = ("DeadlineExceeded", "FilesGone")
+FINAL = ("DeadlineExceeded", "FilesGone", "NameTaken")
 """Reasons of `Complete=False` after which nothing is tried again."""
+CLOCKS_DIFFER = timedelta(seconds=60)
+"""Between whoever takes a snapshot and whoever dates resources; an older record is no matter of clocks."""
 
 
 def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, now: datetime) -> Plan:
@@ -32,6 +42,9 @@ def reconcile(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnap
     found.append(rounds.paused(resource))
     waits = [] if _is_final(complete) else _waits(resource, observed, remaining, now)
     fields = _fields(resource, observed, complete)
+    if fields["startedAt"] is None and not resource.meta.paused and any(one.long for one in actions):
+        # Written before it is begun: what its status did not begin was not taken for it.
+        fields["startedAt"] = conditions.timestamp(now)
     return rounds.plan(resource, fields, found, actions, waits, now, failures=observed.failures)
 
 
@@ -39,6 +52,31 @@ def life_of(status: Mapping[str, Any]) -> UUID | None:
     """The life of its index that an IndexSnapshot was taken of; None before it was."""
     position = str(status.get("position", ""))
     return UUID(hex=position.partition(":")[0]) if position else None
+
+
+def has_begun(status: Mapping[str, Any]) -> bool:
+    """Whether an IndexSnapshot was ever begun or found: only then anything in the store may be its."""
+    return bool(status.get("startedAt") or status.get("position"))
+
+
+def is_awaited(snapshot: Resource[IndexSnapshotSpec], index: Resource[VectorIndexSpec]) -> bool:
+    """Whether an index is still to be restored from a snapshot, by its name or by where it lies.
+
+    One that is to go, is suspended, or was there before and is not restored any more, waits for nothing.
+    """
+    asked = index.spec.bootstrap
+    if asked is None or index.meta.deletion_requested or index.spec.suspend:
+        return False
+    restored = conditions.find(index.status, ConditionType.RESTORED)
+    if restored.get("status") == Status.TRUE or restored.get("reason") == "NotEmpty":
+        return False
+    return (asked.name or asked.uri) in subjects(snapshot)
+
+
+def subjects(snapshot: Resource[IndexSnapshotSpec]) -> tuple[str, ...]:
+    """What restoring from a snapshot is called: the `subject` of a `RestoreIndex`."""
+    uri = str(snapshot.status.get("uri", ""))
+    return (snapshot.meta.name, uri) if uri else (snapshot.meta.name,)
 
 
 def state_of(status: Mapping[str, Any]) -> SnapshotState:
@@ -95,6 +133,8 @@ def _complete(
 ) -> Condition:
     before = conditions.find(resource.status, _KIND)
     if observed.record is not None:
+        if not _is_its(resource, observed.record):
+            return false(_KIND, "NameTaken", _taken(observed.record))
         return true(_KIND, "Verified")
     if observed.store.reachable is not True and (
         before.get("status") == Status.TRUE or before.get("reason") in FINAL
@@ -116,6 +156,22 @@ def _complete(
     return unknown(_KIND, "Pending", why)
 
 
+def _is_its(resource: Resource[IndexSnapshotSpec], record: SnapshotRecord) -> bool:
+    """Whether a record is this resource's: begun by it, found by it before, adopted, or no older than it is."""
+    if has_begun(resource.status) or resource.meta.annotations.get(ADOPT_ANNOTATION) == "true":
+        return True
+    created_at = resource.meta.created_at
+    return record.completed_at is not None and record.completed_at >= created_at - CLOCKS_DIFFER
+
+
+def _taken(record: SnapshotRecord) -> str:
+    when = f"at {conditions.timestamp(record.completed_at)}" if record.completed_at else "at an unknown time"
+    return (
+        f"a snapshot of this name was taken {when}, before this one was asked for; use another name, or take that one "
+        f'as this one with the annotation {ADOPT_ANNOTATION}: "true"'
+    )
+
+
 def _waiting_for(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot) -> str:
     if observed.store.reachable is not True:
         return observed.store.detail or "the store does not answer"
@@ -127,7 +183,8 @@ def _waiting_for(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexS
 def _fields(
     resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, complete: Condition
 ) -> dict[str, Any]:
-    before, record = resource.status, observed.record
+    before = resource.status
+    record = observed.record if complete.status is Status.TRUE else None
     started = conditions.timestamp(observed.work.started_at) if observed.work is not None else None
     kept = {"startedAt": before.get("startedAt") or started}
     if record is None:
@@ -149,9 +206,11 @@ def _fields(
 def _deletion(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexSnapshot, now: datetime) -> Plan:
     # While an index is being restored from it, the files stay; that ends, well or not.
     files = DeleteSnapshotFiles(resource.spec.index, resource.meta.name)
+    record = observed.record
+    left = observed.left_behind and has_begun(resource.status)
     return rounds.deletion(
         resource,
-        cleanup=files if observed.record is not None else None,
+        cleanup=files if left or (record is not None and _is_its(resource, record)) else None,
         wanted=resource.spec.deletion_policy is DeletionPolicy.DELETE,
         store=observed.store,
         failures=observed.failures,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
-from lakehouse.control.kinds import DeletionPolicy
+from lakehouse.control.kinds import DeletionPolicy, Follow
 from lakehouse.control.state import INDEX_LABEL, SCHEDULED_FOR_ANNOTATION, Act
 from lakehouse.core.types import IndexParams
 
@@ -75,6 +75,8 @@ class BuildIndex(Action):
     """Swap it for the life there is, without a gap; False: there must be none."""
     build_key: str
     """Of everything but the version: another key means that the same version would give other content."""
+    once: bool = False
+    """Writers may change it afterwards; False: it follows its dataset, and nothing else fills it."""
 
     @property
     def subject(self) -> str:
@@ -94,6 +96,7 @@ class BuildIndex(Action):
             "vector_column": self.vector_column,
             "metadata_columns": list(self.metadata_columns),
             "build": self.build_key,
+            **({"follow": Follow.ONCE.value} if self.once else {}),
         }
 
 

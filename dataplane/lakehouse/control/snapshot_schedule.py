@@ -50,13 +50,15 @@ def decide(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now: da
     if asked.suspend or resource.spec.suspend:
         return Decision(kept, unknown(_KIND, "Suspended"), status, (expires,))
     owed = _owed(resource, asked, observed, now)
-    upcoming = owed or schedule.next_after(asked.schedule, asked.time_zone, now)
+    upcoming = _since(resource, owed) or schedule.next_after(asked.schedule, asked.time_zone, now)
     status = status | {"nextScheduleTime": conditions.timestamp(upcoming)}
     made = _creation(resource, observed, owed)
     newest = schedule.latest_until(asked.schedule, asked.time_zone, now)
     taken = _taken(resource, observed, newest)
     found = (
-        _current(resource, asked, seen, now) if taken is None else false(_KIND, "NameTaken", taken.message)
+        _current(resource, asked, seen, owed, now)
+        if taken is None
+        else false(_KIND, "NameTaken", taken.message)
     )
     return Decision((*made, *kept), found, status, (expires, rounds.seconds_until(upcoming, now) or None))
 
@@ -71,12 +73,28 @@ def _owed(
     newest = schedule.latest_until(asked.schedule, asked.time_zone, now)
     if _handled(resource, observed, newest):
         return None
-    told = conditions.moment(resource.status.get("snapshot", {}).get("nextScheduleTime"))
+    return newest if _counts(resource, asked, newest) else None
+
+
+def _counts(resource: Resource[VectorIndexSpec], asked: SnapshotSchedule, firing: datetime) -> bool:
+    """Whether a snapshot was to be made for a past firing: it is not from before the schedule, or what was done."""
+    told = _told(resource)
     if told is None:
-        return newest if newest > resource.meta.created_at else None
+        return firing > resource.meta.created_at
     if not schedule.fires_at(asked.schedule, asked.time_zone, told):
-        return None  # the schedule is another one since: it owes nothing yet
-    return newest if newest >= told else None
+        return False  # the schedule is another one since: it owes nothing yet
+    return firing >= told
+
+
+def _told(resource: Resource[VectorIndexSpec]) -> datetime | None:
+    """The first firing that nothing was made for yet, be it past or to come, as the status says."""
+    return conditions.moment(resource.status.get("snapshot", {}).get("nextScheduleTime"))
+
+
+def _since(resource: Resource[VectorIndexSpec], owed: datetime | None) -> datetime | None:
+    """The first of the firings that the one which is `owed` makes up for."""
+    told = _told(resource)
+    return owed if owed is None or told is None else min(told, owed)
 
 
 def _handled(resource: Resource[VectorIndexSpec], observed: ObservedIndex, firing: datetime) -> bool:
@@ -99,12 +117,16 @@ def _taken(resource: Resource[VectorIndexSpec], observed: ObservedIndex, firing:
 def _creation(
     resource: Resource[VectorIndexSpec], observed: ObservedIndex, owed: datetime | None
 ) -> tuple[Action, ...]:
-    unfinished = any(_scheduled(one) and not _final(one) for one in observed.snapshots)
-    if owed is None or unfinished or not observed.serving:
+    if owed is None or _is_unfinished(observed.snapshots) or not observed.serving:
         return ()
     name = resource.meta.name
     policy = resource.spec.deletion_policy
     return (CreateSnapshotResource(schedule.snapshot_name(name, owed), name, owed, policy),)
+
+
+def _is_unfinished(seen: Sequence[ObservedSnapshot]) -> bool:
+    """Whether a scheduled one is being taken, or waits for that."""
+    return any(_scheduled(one) and not _final(one) for one in seen)
 
 
 # ---- removing -------------------------------------------------------------------------------------------------------
@@ -183,6 +205,7 @@ def _current(
     resource: Resource[VectorIndexSpec],
     asked: SnapshotSchedule,
     seen: Sequence[ObservedSnapshot],
+    owed: datetime | None,
     now: datetime,
 ) -> Condition:
     last = _last_successful(seen)
@@ -196,13 +219,16 @@ def _current(
     expected = schedule.latest_until(
         asked.schedule, asked.time_zone, now - timedelta(seconds=SCHEDULED_DEADLINE_S)
     )
+    missed = _counts(resource, asked, expected)
+    if owed is not None or _is_unfinished(seen):  # until one is whole nothing has been made up for
+        missed |= conditions.find(resource.status, _KIND).get("reason") == "Overdue"
     if last is None:
-        if expected > resource.meta.created_at:
+        if missed:
             return false(
                 _KIND, "Overdue", f"none has been taken, and one was due at {conditions.timestamp(expected)}"
             )
         return waiting(_KIND, "NeverTaken", "the first one is not due yet")
     covered = max(one for one in (last.scheduled_for, last.completed_at, last.created_at) if one is not None)
-    if covered < expected and expected > resource.meta.created_at:
+    if covered < expected and missed:
         return false(_KIND, "Overdue", f"one was due at {conditions.timestamp(expected)}")
     return true(_KIND, "WithinSchedule", last.name)

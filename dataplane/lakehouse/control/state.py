@@ -17,7 +17,8 @@ S = TypeVar("S")
 
 GROUP = "lakehouse.agentview.dev"
 ADOPT_ANNOTATION = f"{GROUP}/adopt"
-"""`"true"` on a VectorIndex takes over an index that another owner began, or that nobody declared."""
+"""`"true"` on a VectorIndex takes over an index that another owner began, or that nobody declared; on an IndexSnapshot,
+the snapshot of its name that was taken before it was asked for."""
 REFRESH_ANNOTATION = f"{GROUP}/refresh"
 """Any new value on a Dataset asks for one refresh now."""
 PAUSE_ANNOTATION = f"{GROUP}/pause-reconciliation"
@@ -219,7 +220,7 @@ class ObservedSnapshot:
     message: str = ""
     """Why it failed."""
     in_use: bool = False
-    """An index is being restored from it, so it may not go."""
+    """An index is being restored from it, or is still to be, so it may not go."""
     deleting: bool = False
 
 
@@ -275,8 +276,13 @@ class ObservedIndex:
     endpoint: str = ""
     suspended: bool = False
     """Nobody serves it, because that was asked for."""
+    deployed: bool = False
+    """What serves it is there, awake or asleep, and this resource's own: known without the store.  One process does not
+    tell, as its resources are in the store, too."""
     source: ObservedSource | None = None
     """None: the dataset does not exist (or the spec names none)."""
+    source_detail: str = ""
+    """Why there can be none, where that is known: its name is none, or nobody says where it lies."""
     target: ObservedTarget | None = None
     """Of `drain.into`; None when the spec has no drain."""
     last_drain: LastDrain | None = None
@@ -374,6 +380,7 @@ class SnapshotRecord:
     size: int
     """Bytes over all shards."""
     completed_at: datetime | None = None
+    """None: its record does not tell, and nobody saw it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,9 +389,11 @@ class ObservedIndexSnapshot:
 
     store: StoreState
     record: SnapshotRecord | None = None
+    left_behind: bool = False
+    """There is no record that can be read, and something of its name is there; looked at when the resource is to go."""
     index_exists: bool = False
     index_serving: bool = False
     in_use: bool = False
-    """An index is being restored from it."""
+    """An index is being restored from it, or is still to be."""
     work: Running | None = None
     failures: tuple[Failure, ...] = ()

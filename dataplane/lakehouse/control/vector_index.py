@@ -125,15 +125,13 @@ def _actions(
     drained: draining.Decision,
     kept: snapshot_schedule.Decision,
 ) -> list[Action]:
-    observed, spec = look.observed, look.spec
-    if observed.store.reachable is not True:
-        return []
-    if _takes_over(look):
+    observed = look.observed
+    if observed.store.reachable is True and _takes_over(look):
         return _allowed(look, [TakeOver(observed.identity)])
-    if accepted.status is not Status.TRUE:
-        return []
-    if spec.suspend:
+    if look.spec.suspend:
         return _suspending(look)
+    if not _may_act(look, accepted):
+        return []
     if observed.suspended:
         return _allowed(look, [Resume()])
     if _outdated(look):
@@ -175,11 +173,22 @@ def _live(look: Look) -> SetEfSearch | None:
 
 
 def _suspending(look: Look) -> list[Action]:
-    if look.observed.work is not None:
+    """What is this resource's own goes to sleep also while the store is away, or the rest of the spec is refused:
+    whatever was acknowledged is in the store."""
+    observed = look.observed
+    if observed.work is not None:
         return [StopWork()]
-    if look.ours is not None and not look.observed.suspended:
+    own = look.ours is not None or (observed.life is None and observed.deployed)
+    if own and not observed.suspended:
         return _allowed(look, [Suspend()])
     return []
+
+
+def _turn(look: Look) -> Suspend | Resume | None:
+    """What brings an index of ours to where `suspend` wants it; None where it is."""
+    if look.spec.suspend == look.observed.suspended:
+        return None
+    return Suspend() if look.spec.suspend else Resume()
 
 
 def _allowed(look: Look, actions: Sequence[Action]) -> list[Action]:
@@ -359,17 +368,22 @@ def _build(look: Look, source: Source, resolved: Condition, *, replaces: bool) -
         metadata_columns=source.metadata_columns,
         replaces=replaces,
         build_key=build_key(spec, source),
+        once=source.follow is Follow.ONCE,
     )
 
 
 def _following(look: Look, life: Life, source: Source, resolved: Condition) -> Content:
     wanted = _build(look, source, resolved, replaces=True)
-    if wanted is None or dict(wanted.origin).items() <= dict(life.origin).items():
+    once = life.origin.get("follow") == Follow.ONCE
+    if wanted is None or (not once and dict(wanted.origin).items() <= dict(life.origin).items()):
         return Content(None)
-    if "dataset" not in life.origin and look.observed.items != 0 and not look.adopts:
+    filled = "dataset" not in life.origin and look.observed.items != 0
+    # One that looks empty may be written to until its pods know that they may not.
+    if (once or filled) and not look.adopts:
+        holds = "was built once and open to writers since, so it may hold" if once else "holds"
         why = (
-            "the index holds items that no dataset gave it, and building it would remove them; move them with a merge, "
-            f'or give them up with the annotation {ADOPT_ANNOTATION}: "true"'
+            f"the index {holds} items that no dataset gave it, and building it would remove them; move them with a "
+            f'merge, or give them up with the annotation {ADOPT_ANNOTATION}: "true"'
         )
         return Content(None, false(ConditionType.UP_TO_DATE, "NotEmpty", why))
     return Content(wanted)
@@ -391,6 +405,8 @@ def _source_resolved(look: Look) -> Condition:
         return unknown(kind, "NotConfigured", "no source is asked for")
     if look.observed.store.reachable is not True:
         return unknown(kind, "StorageNotReachable")
+    if seen is None and look.observed.source_detail:
+        return false(kind, "DatasetNotUsable", look.observed.source_detail)
     if seen is None:
         return waiting(
             kind, "DatasetNotFound", f"no version of the dataset is there yet. dataset=`{source.dataset}`"
@@ -504,10 +520,10 @@ def _up_to_date(look: Look, accepted: Condition, source: Condition, content: Con
         return waiting(kind, restored.reason, restored.message)
     if source.status is Status.FALSE and _goes_with(look.spec.source, look.ours):
         return waiting(kind, "SourceNotResolved", source.message)
-    live = _live(look)
-    if live is not None:
-        return _pending(look, live)
-    if observed.rolling and not observed.suspended:
+    left = _live(look) or _turn(look)
+    if left is not None:
+        return _pending(look, left)
+    if observed.rolling:
         return waiting(kind, "RollingOut", observed.rolling)
     return true(kind, "Current", _built_from(look.ours.origin))
 
@@ -521,7 +537,7 @@ def _pending(look: Look, action: Action) -> Condition:
     failed = rounds.failure_of(look.observed.failures, action.act, action.subject)
     if failed is not None:
         return false(kind, f"{action.act}Failed", _told(failed))
-    if look.spec.suspend:
+    if look.spec.suspend and action.act is not Act.SUSPEND:
         return waiting(kind, "Suspended", f"{action.act} waits until the index is no longer suspended")
     if _queued(look, action):
         return waiting(kind, "Queued", f"{action.act} waits until other Jobs have ended")

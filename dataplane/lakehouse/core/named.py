@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 from lakehouse.core.errors import Corrupt, Invalid
 
@@ -35,9 +36,12 @@ def checked_name(name: str) -> str:
     return name
 
 
-def encode(name: str, files: Sequence[NamedFile]) -> bytes:
-    """The JSON of a record."""
-    return json.dumps({"name": name, "files": [asdict(file) for file in files]}).encode()
+def encode(name: str, files: Sequence[NamedFile], completed_at: datetime) -> bytes:
+    """The JSON of a record of files that are whole since `completed_at`."""
+    when = completed_at.astimezone(UTC).isoformat(timespec="seconds")
+    return json.dumps(
+        {"name": name, "completed_at": when, "files": [asdict(file) for file in files]}
+    ).encode()
 
 
 def decode(data: bytes) -> tuple[NamedFile, ...]:
@@ -46,3 +50,11 @@ def decode(data: bytes) -> tuple[NamedFile, ...]:
         return tuple(NamedFile(**file) for file in json.loads(data)["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"named snapshot cannot be read. bytes=`{data[:80]!r}`") from error
+
+
+def completed_at(data: bytes) -> datetime | None:
+    """Since when the files that a record names are whole, UTC; None where it does not tell, as older ones do not."""
+    try:
+        return datetime.fromisoformat(json.loads(data)["completed_at"]).astimezone(UTC)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None

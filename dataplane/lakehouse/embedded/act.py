@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from uuid import UUID
 
 from lakehouse import building
 from lakehouse.control import index_snapshot, plan
@@ -123,7 +124,7 @@ class Actor:
             case plan.Ingest():
                 await self._ingest(action, resource, work)
             case plan.TakeSnapshot():
-                await self._take_snapshot(action)
+                await self._take_snapshot(action, resource)
             case _:
                 raise NotImplementedError(f"no way to run {action.act}")
 
@@ -278,30 +279,48 @@ class Actor:
         self, action: plan.DeleteSnapshotFiles, resource: Resource[IndexSnapshotSpec]
     ) -> None:
         """Those of the life that it was taken of; another life may have a snapshot of the same name."""
+        life = await self._life_of(resource)
+        if life is not None:
+            await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
+
+    async def _life_of(self, resource: Resource[IndexSnapshotSpec]) -> UUID | None:
+        """Where a snapshot's files lie: in the life that its status names, else in the one that the index has."""
         life = index_snapshot.life_of(resource.status)
-        await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
+        if life is not None:
+            return life
+        record = await self._parts.indexes.record(resource.spec.index)
+        return None if record is None else record.uuid
 
     async def _retire_snapshot(self, action: plan.RetireSnapshot) -> None:
         entry = self._registry.get((INDEX_SNAPSHOT, action.name))
         if entry is not None:
-            files = plan.DeleteSnapshotFiles(action.index, action.name)
-            await self._delete_snapshot_files(files, entry.resource)
+            if index_snapshot.has_begun(entry.seen.status):  # else what has its name is another's
+                files = plan.DeleteSnapshotFiles(action.index, action.name)
+                await self._delete_snapshot_files(files, entry.resource)
             await self._wishes.ask_deletion((INDEX_SNAPSHOT, action.name))
 
-    async def _take_snapshot(self, action: plan.TakeSnapshot) -> None:
+    async def _take_snapshot(self, action: plan.TakeSnapshot, resource: Resource[IndexSnapshotSpec]) -> None:
         indexes = self._parts.indexes
         try:
             async with asyncio.timeout(action.deadline_s):
                 collection = await indexes.fresh(action.index)
                 await collection.snapshot(action.name)
                 self._workshop.snapshots[(INDEX_SNAPSHOT, action.name)] = self._parts.runtime.now()
-        except Conflict:
-            return  # it is whole already
+        except Conflict as error:
+            if await self._is_whole(resource):
+                return
+            # Another is taking it, or its record is damaged: asking at once again would be for ever.
+            raise Unavailable(error.message, outcome=Outcome.NOT_COMMITTED) from error
         except TimeoutError as error:
             raise Unavailable(
                 f"the snapshot took longer than {action.deadline_s:g} s. name=`{action.name}`",
                 outcome=Outcome.NOT_COMMITTED,
             ) from error
+
+    async def _is_whole(self, resource: Resource[IndexSnapshotSpec]) -> bool:
+        life = await self._life_of(resource)
+        named = await self._parts.indexes.named_snapshots(resource.spec.index)
+        return any((one.name, one.incarnation) == (resource.meta.name, life) for one in named)
 
 
 async def _absent_is_well(act: Awaitable[object]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from lakehouse import named_snapshots
 from lakehouse.collection import Collection
@@ -24,6 +25,7 @@ from lakehouse.control.kinds import (
 from lakehouse.control.plan import BuildIndex
 from lakehouse.control.state import (
     REACHABLE,
+    Act,
     ObservedBootstrap,
     ObservedDataset,
     ObservedIndex,
@@ -37,7 +39,7 @@ from lakehouse.control.state import (
     StoreState,
 )
 from lakehouse.core import manifest as manifests
-from lakehouse.core.errors import Corrupt, CredentialsRefused, NotFound, Unavailable
+from lakehouse.core.errors import Corrupt, CredentialsRefused, Invalid, NotFound, Unavailable
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.embedded.known import Key, Registry
 from lakehouse.loop.work import Workshop
@@ -86,7 +88,7 @@ class Observer:
         try:
             seen = await self._index(name)
             unrecorded = await self._unrecorded(name, seen)
-            source = await self._source(resource.spec)
+            source, why = await self._source(resource.spec)
             target = await self._target(resource.spec)
         except Unavailable as error:
             return ObservedIndex(store=_unreachable(error), **always)
@@ -94,6 +96,7 @@ class Observer:
             store=REACHABLE,
             unrecorded=unrecorded,
             source=source,
+            source_detail=why,
             target=target,
             **always,
             **self._of_life(name, seen),
@@ -153,14 +156,17 @@ class Observer:
         except Corrupt:
             return _Seen(None, damaged=error.message)
 
-    async def _source(self, spec: VectorIndexSpec) -> ObservedSource | None:
+    async def _source(self, spec: VectorIndexSpec) -> tuple[ObservedSource | None, str]:
+        """The newest version of the dataset; for none, why there can be none, where that is known."""
         if spec.source is None:
-            return None
+            return None, ""
         try:
             newest = await self._parts.catalog.manifest(spec.source.dataset)
         except (NotFound, Corrupt):
-            return None
-        return facts.source(newest, spec.source.vector_column)
+            return None, ""
+        except Invalid as error:
+            return None, error.message
+        return facts.source(newest, spec.source.vector_column), ""
 
     async def _target(self, spec: VectorIndexSpec) -> ObservedTarget | None:
         if spec.drain is None:
@@ -203,19 +209,20 @@ class Observer:
 
     def _snapshots(self, index: str) -> tuple[ObservedSnapshot, ...]:
         return tuple(
-            facts.snapshot(entry.resource, in_use=self._in_use(name))
-            for name, entry in self._registry.of(INDEX_SNAPSHOT)
+            facts.snapshot(entry.resource, in_use=self._in_use(entry.resource))
+            for _, entry in self._registry.of(INDEX_SNAPSHOT)
             if entry.resource.spec.index == index
         )
 
-    def _in_use(self, snapshot: str) -> bool:
-        """Whether an index is being restored from a snapshot, or waits for it."""
+    def _in_use(self, snapshot: Resource[IndexSnapshotSpec]) -> bool:
+        """Whether an index is being restored from a snapshot, or is still to be: between two attempts, too."""
+        subjects = index_snapshot.subjects(snapshot)
         for name, entry in self._registry.of(VECTOR_INDEX):
-            bootstrap = entry.resource.spec.bootstrap
-            if bootstrap is not None and bootstrap.name == snapshot:
-                running = self._workshop.running((VECTOR_INDEX, name))
-                if running is not None and running.subject == snapshot:
-                    return True
+            running = self._workshop.running((VECTOR_INDEX, name))
+            if running is not None and running.act is Act.RESTORE and running.subject in subjects:
+                return True
+            if index_snapshot.is_awaited(snapshot, entry.resource):
+                return True
         return False
 
     # --------------------------------------------------------------- datasets
@@ -273,43 +280,47 @@ class Observer:
 
     async def index_snapshot(self, resource: Resource[IndexSnapshotSpec]) -> ObservedIndexSnapshot:
         """Everything seen of an IndexSnapshot."""
-        name, key = resource.meta.name, (INDEX_SNAPSHOT, resource.meta.name)
+        key = (INDEX_SNAPSHOT, resource.meta.name)
         always: dict[str, Any] = {
-            "in_use": self._in_use(name),
+            "in_use": self._in_use(resource),
             "work": self._workshop.running(key),
             "failures": self._workshop.failures(key),
         }
         try:
             seen = await self._index(resource.spec.index)
             record = await self._record(resource, seen)
+            asked = record is None and resource.meta.deletion_requested
+            left = asked and await self._left_behind(resource, seen)
         except Unavailable as error:
             return ObservedIndexSnapshot(_unreachable(error), **always)
         return ObservedIndexSnapshot(
             REACHABLE,
             record=record,
+            left_behind=left,
             index_exists=seen.record is not None and seen.record.alive,
             index_serving=seen.collection is not None,
             **always,
         )
 
     async def _record(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> SnapshotRecord | None:
-        """The snapshot's files: those that its status names, else those of the life that the index has."""
-        named = await self._parts.indexes.named_snapshots(resource.spec.index)
-        told = str(resource.status.get("position", "")).partition(":")[0]
-        alive = seen.record.uuid if seen.record is not None else None
-        for found in named:
-            if found.name == resource.meta.name and (
-                found.incarnation.hex == told if told else found.incarnation == alive
-            ):
+        """The snapshot's files, if they are whole."""
+        life = _life_of(resource, seen)
+        for found in await self._parts.indexes.named_snapshots(resource.spec.index):
+            if found.name == resource.meta.name and found.incarnation == life:
                 return self._described(resource, found)
         return None
 
+    async def _left_behind(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> bool:
+        """Whether anything is there under the snapshot's name."""
+        life, index, name = _life_of(resource, seen), resource.spec.index, resource.meta.name
+        if life is None:
+            return False
+        return await named_snapshots.left_behind(self._parts.store, index, name, life)
+
     def _described(self, resource: Resource[IndexSnapshotSpec], found: NamedSnapshot) -> SnapshotRecord:
         seen_at = self._workshop.snapshots.get((INDEX_SNAPSHOT, found.name))
-        completed_at = conditions.moment(resource.status.get("completedAt")) or seen_at
-        return named_snapshots.record_of(
-            self._parts.store, resource.spec.index, found, completed_at or self._parts.runtime.now()
-        )
+        known = conditions.moment(resource.status.get("completedAt")) or seen_at
+        return named_snapshots.record_of(self._parts.store, resource.spec.index, found, known)
 
     async def observe(self, key: Key, resource: Resource[Any]) -> Any:
         """What its kind's `reconcile` wants to know."""
@@ -318,6 +329,12 @@ class Observer:
         if key[0] == DATASET:
             return await self.dataset(resource)
         return await self.index_snapshot(resource)
+
+
+def _life_of(resource: Resource[IndexSnapshotSpec], seen: _Seen) -> UUID | None:
+    """Where a snapshot's files lie: in the life that its status names, else in the one that the index has."""
+    alive = None if seen.record is None else seen.record.uuid
+    return index_snapshot.life_of(resource.status) or alive
 
 
 def _unreachable(error: Unavailable) -> StoreState:

@@ -4,18 +4,21 @@ Bodies are counted while they stream in and never buffered past their limit; wha
 bounded too.  What this module does not do: routing, rights, or knowing what a body means.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 import orjson
 
-from lakehouse.core.errors import Busy, Invalid, TooLarge
+from lakehouse.core.errors import Busy, Invalid, Outcome, TooLarge, Unavailable
+from lakehouse.runtime import Runtime
 from lakehouse.server.auth import ANYBODY
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -104,6 +107,15 @@ class Request:
         except ValueError as error:
             raise Invalid("the query string is not percent-encoded UTF-8") from error
 
+    def flag(self, name: str) -> bool:
+        """A query parameter that is `true` or `false`; its name alone means `true`.  Raises `Invalid`."""
+        value = self.query().get(name)
+        if value is None or value == "false":
+            return False
+        if value in ("", "true"):
+            return True
+        raise Invalid(f"{name} is `true` or `false`. {name}=`{value}`")
+
     def check_body(self, bytes_max: int) -> int | None:
         """The announced length.  Raises `TooLarge`, or `UnsupportedMediaError` for a compressed body."""
         encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
@@ -175,6 +187,24 @@ class Request:
         if len(raw) > IDEMPOTENCY_KEY_MAX or not _VISIBLE.fullmatch(raw):
             raise Invalid(f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters")
         return raw.decode("ascii")
+
+
+async def while_there(request: Request, runtime: Runtime, work: Coroutine[Any, Any, T], name: str) -> T:
+    """What `work` gives; when the client hangs up it ends, so that nothing is made that nobody wants.
+
+    Only after the body was read.  Raises `Unavailable` when it ends so.
+    """
+    task = runtime.spawn(work, name=name)
+    gone = runtime.spawn(request.hung_up(), name=f"watch {name}")
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Unavailable(f"the client hung up during the {name}", outcome=Outcome.UNKNOWN)
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 @dataclass(slots=True)

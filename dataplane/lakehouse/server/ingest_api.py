@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from lakehouse import ingest
 from lakehouse.catalog import Catalog
-from lakehouse.core.errors import Busy, Invalid, Outcome, TooLarge, Unavailable
+from lakehouse.core.errors import Busy, Invalid, TooLarge
 from lakehouse.core.schema import SchemaPolicy
 from lakehouse.ingest import Format, IngestResult, IngestSpec, Mode, Progress, Source, Step
 from lakehouse.ingest.formats import OPTIONS
 from lakehouse.ingest.sources import UPLOAD
 from lakehouse.runtime import Runtime
 from lakehouse.server.declared import check_dataset_not_declared, no_resource
-from lakehouse.server.http import Request, Response, whole_json_response
+from lakehouse.server.http import Request, Response, while_there, whole_json_response
 from lakehouse.server.storage_api import spool_failed
 from lakehouse.settings import Settings
 from lakehouse.store.base import ObjectStore
@@ -197,22 +197,8 @@ class IngestApi:
                 self._check_name(spec.name)
                 running.name = spec.name
                 running.step = "waiting"
-                result = await self._while_there(request, self._in_turn(spec, running))
+                result = await while_there(request, self._runtime, self._in_turn(spec, running), "ingest")
                 return whole_json_response(answer(result))
-
-    async def _while_there(self, request: Request, work: Coroutine[Any, Any, IngestResult]) -> IngestResult:
-        """What `work` gives; when the client hangs up it ends, so that nobody waits behind what nobody wants."""
-        task = self._runtime.spawn(work, name="ingest")
-        gone = self._runtime.spawn(request.hung_up(), name="watch ingest")
-        try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise Unavailable("the client hung up during the ingest", outcome=Outcome.UNKNOWN)
-            return task.result()
-        finally:
-            task.cancel()
-            gone.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
 
     async def _in_turn(self, spec: IngestSpec, running: Running) -> IngestResult:
         async with self._places:

@@ -31,7 +31,7 @@ from lakehouse.remote.wire import Read, Seen
 from lakehouse.runtime import Runtime
 from lakehouse.server import problem
 from lakehouse.server.declared import Declared
-from lakehouse.server.http import Request, Response, StreamedResponse, json_response
+from lakehouse.server.http import Request, Response, StreamedResponse, json_response, while_there
 from lakehouse.server.json_body import Decoder
 from lakehouse.server.vectors_api import merged_json
 from lakehouse.settings import SHARD_FIELD
@@ -111,7 +111,6 @@ class InternalApi:
             "sample": self._sample,
             "stats": self._stats,
             "snapshot": self._snapshot,
-            "snapshot-under": self._snapshot_under,
         }
 
     async def close(self) -> None:
@@ -242,6 +241,9 @@ class InternalApi:
         verb, body = request.params["verb"], await request.body(READ_BYTES_MAX)
         if verb == "chunks":
             return await self._chunks(kept, body)
+        if verb == "snapshot-under":
+            work = self._snapshot_under(kept, body)
+            return self._answer(await while_there(request, self._runtime, work, "snapshot"))
         handle = self._verbs.get(verb)
         if handle is None:
             raise Invalid(f"no such verb: use one release everywhere. verb=`{verb}`")

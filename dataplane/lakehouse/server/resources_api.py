@@ -53,7 +53,7 @@ class ResourcesApi:
     async def apply(self, request: Request) -> Response:
         """Create a resource, or bring it in line with a document."""
         document = _object(await self._body(request), "the body")
-        dry_run = _flag(request, "dry_run")
+        dry_run = request.flag("dry_run")
         try:
             applied = await self._controller.apply(
                 request.params["kind"], request.params["name"], document, dry_run=dry_run
@@ -66,7 +66,7 @@ class ResourcesApi:
     async def delete(self, request: Request) -> Response:
         """Ask for a resource to go; 200 once it is gone, 202 while it goes."""
         kind, name = request.params["kind"], request.params["name"]
-        wait_s = WAIT_S_MAX if _flag(request, "wait") else 0.0
+        wait_s = WAIT_S_MAX if request.flag("wait") else 0.0
         gone = await self._controller.delete(kind, name, wait_s=wait_s)
         return whole_json_response({"result": "deleted" if gone else "deleting"}, 200 if gone else 202)
 
@@ -122,15 +122,6 @@ def _identity(document: Mapping[str, Any], label: str) -> tuple[str, str]:
     if not isinstance(kind, str) or not isinstance(name, str):
         raise Invalid(f"{label} needs a `kind` and a `metadata.name`")
     return kind, name
-
-
-def _flag(request: Request, name: str) -> bool:
-    value = request.query().get(name)
-    if value is None or value == "false":
-        return False
-    if value in ("", "true"):
-        return True
-    raise Invalid(f"{name} is `true` or `false`. {name}=`{value}`")
 
 
 def _applied_json(applied: Applied) -> dict[str, Any]:

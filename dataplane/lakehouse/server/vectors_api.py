@@ -42,7 +42,7 @@ from lakehouse.server.declared import (
     nobody,
     not_ready,
 )
-from lakehouse.server.http import BINARY, Request, Response, json_response, media_types
+from lakehouse.server.http import BINARY, Request, Response, json_response, media_types, while_there
 from lakehouse.server.json_body import (
     CreateBody,
     Decoder,
@@ -340,10 +340,13 @@ class VectorsApi:
         return json_response(await collection.recall(asked.samples, clamped_k(asked.k), asked.ef))
 
     async def snapshot(self, request: Request) -> Response:
-        """Take a snapshot now; a name keeps it."""
+        """Take a snapshot now; a name keeps it.  One that is `attended` is given up when the client hangs up."""
         collection = await self._collection(request)
         asked: SnapshotBody = decode_snapshot(await self._body(request))
-        return json_response(await collection.snapshot(asked.name), 200, _at(collection.position))
+        attended = request.flag("attended")
+        work = collection.snapshot(asked.name)
+        taken = await (while_there(request, self._runtime, work, "snapshot") if attended else work)
+        return json_response(taken, 200, _at(collection.position))
 
     async def _body(self, request: Request) -> bytes:
         """The body, where none means `{}`."""

@@ -364,7 +364,10 @@ def _translated(act: str, bucket: str, key: str) -> Iterator[None]:
             f"cannot connect to the store: {error}. bucket=`{bucket}`", outcome=Outcome.NOT_COMMITTED
         ) from error
     except (sdk.ParamValidationError, ValueError) as error:
-        raise Invalid(f"the store's client refuses the request: {error}. bucket=`{bucket}`") from error
+        raise Invalid(
+            "the store's client refuses the request; check endpoint, region, bucket and key: "
+            f"{str(error).rstrip('.')}. bucket=`{bucket}`"
+        ) from error
     except (sdk.BotoCoreError, sdk.HTTPClientError, urllib3.exceptions.HTTPError, ConnectionError) as error:
         raise Unavailable(
             f"the store did not answer a {act}: {error}. bucket=`{bucket}` key=`{key}`"
@@ -386,6 +389,12 @@ def _answered(error: sdk.ClientError, act: str, bucket: str, key: str) -> Except
         return BucketNotFound(
             f"there is no such bucket: create it, or name another. bucket=`{bucket}`",
             outcome=Outcome.NOT_COMMITTED,
+        )
+    if status == 404 and act in ("list", "write"):
+        # No bucket that is there says so; a proxy that knows no backend does.
+        return Unavailable(
+            f"the store answers a {act} with 404: check the endpoint, and what stands before it. "
+            f"bucket=`{bucket}` code=`{code}`"
         )
     if status == 404:
         return NotFound(f"no such object. key=`{key}`")
