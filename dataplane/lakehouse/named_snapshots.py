@@ -107,10 +107,17 @@ async def kept(store: ObjectStore, name: str) -> list[NamedSnapshot]:
     )
 
 
-async def left_behind(store: ObjectStore, name: str, snapshot: str, incarnation: UUID) -> bool:
-    """Whether anything of a snapshot is in the store, be it what a failed attempt left or a damaged record."""
-    found = await store.list(names.named_prefix(name, incarnation, snapshot), limit=1)
-    return bool(found) or await _has_record(store, names.named_snapshot_key(name, incarnation, snapshot))
+async def left_behind(
+    store: ObjectStore, name: str, snapshot: str, incarnation: UUID, *, was_whole: bool
+) -> bool:
+    """Whether a snapshot without a record that can be read left anything in the store.
+
+    A record that cannot be read, and all under its name, is the snapshot's only if that was whole before; else it may
+    be anybody's.
+    """
+    if await _has_record(store, names.named_snapshot_key(name, incarnation, snapshot)):
+        return was_whole
+    return bool(await store.list(names.named_prefix(name, incarnation, snapshot), limit=1))
 
 
 async def _has_record(store: ObjectStore, record: str) -> bool:

@@ -64,11 +64,14 @@ async def record_of(
 async def left_behind(
     store: ObjectStore, resource: Resource[IndexSnapshotSpec], alive: Incarnation | None
 ) -> bool:
-    """Whether anything is there under the snapshot's name."""
+    """Whether anything of the snapshot is there, though no record tells of it."""
     life = life_of(resource, alive)
     if life is None:
         return False
-    return await named_snapshots.left_behind(store, resource.spec.index, resource.meta.name, life)
+    was_whole = index_snapshot.life_of(resource.status) is not None
+    return await named_snapshots.left_behind(
+        store, resource.spec.index, resource.meta.name, life, was_whole=was_whole
+    )
 
 
 def life_of(resource: Resource[IndexSnapshotSpec], alive: Incarnation | None) -> UUID | None:

@@ -22,7 +22,7 @@ from control_samples import (
     seen,
     snap,
 )
-from lakehouse.control import index_snapshot, rounds
+from lakehouse.control import facts, index_snapshot, rounds
 from lakehouse.control.conditions import SNAPSHOT_CONDITIONS, ConditionType
 from lakehouse.control.plan import (
     CreateSnapshotResource,
@@ -150,6 +150,7 @@ def test_where_it_stands_is_read_from_its_status() -> None:
 def test_deletion_keeps_the_files_or_removes_them_but_not_under_a_restore() -> None:
     going = meta("nightly", deletion_requested_at=ago(seconds=1))
     assert snap(isnap(of=going), WHOLE).actions == (RemoveResource(),)
+    assert snap(isnap(of=going), replace(WHOLE, in_use=True)).actions == (RemoveResource(),)
     resource = isnap(of=going, deletionPolicy="Delete")
     assert snap(resource, WHOLE).actions == (DeleteSnapshotFiles("products", "nightly"),)
     assert snap(resource, replace(WHOLE, in_use=True)).actions == ()
@@ -202,6 +203,7 @@ def test_a_snapshot_from_before_it_was_asked_for_is_not_taken_for_it() -> None:
     assert [(one.type, one.reason) for one in made.events] == [(EventType.WARNING, "NameTaken")]
     assert set(made.status) == {"observedGeneration", "conditions"}
     assert index_snapshot.state_of(made.status) is SnapshotState.FAILED
+    assert facts.snapshot(replace(resource, status=made.status), in_use=False).name_taken
     again = snap(after(resource, made), BEFORE, NOW + timedelta(days=1))
     assert (again.actions, again.status_changed, again.events) == ((), False, ())
     blind = snap(after(resource, made), ObservedIndexSnapshot(DOWN))
@@ -511,6 +513,11 @@ def test_the_newest_success_stays_however_old_it_is() -> None:
 def test_failures_do_not_count_and_do_not_pile_up() -> None:
     failed = days(0, 1, 2, 3, 4, how=SnapshotState.FAILED)
     assert removed({"keepLast": 1}, *failed, *days(5)) == ["050112", "043012"]
+
+
+def test_one_whose_name_another_has_is_left_for_a_person_to_adopt() -> None:
+    theirs = [replace(one, name_taken=True) for one in days(1, 2, 3, 4, how=SnapshotState.FAILED)]
+    assert removed({"keepLast": 1}, *days(0), *theirs) == []
 
 
 def test_one_whose_files_were_retired_before_a_crash_is_retired_again_and_one_that_lost_them_stays() -> None:

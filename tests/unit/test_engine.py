@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lakehouse import named_snapshots
 from lakehouse.collection import Collection
 from lakehouse.core import incarnation, named, names
 from lakehouse.core.entry import ENTRY_VERSION, Kind, decode_header
@@ -294,6 +295,28 @@ async def test_a_named_snapshots_record_tells_since_when_it_is_whole_and_an_olde
     old = next(one for one in await indexes.named_snapshots("a") if one.name == "old")
     assert (old.completed_at, old.files) == (None, new.files)
     assert named.completed_at(b'{"completed_at": 7, "files": []}') is None
+    await indexes.close()
+
+
+async def test_what_is_left_of_a_snapshot_is_its_own_where_no_record_says_otherwise(
+    runtime: SystemRuntime,
+) -> None:
+    store = MemoryStore()
+    indexes = Indexes(store, runtime)
+    collection = await indexes.create(IndexParams("a", 4))
+    life = collection.record.uuid
+    assert life is not None
+
+    async def left(snapshot: str, *, was_whole: bool) -> bool:
+        return await named_snapshots.left_behind(store, "a", snapshot, life, was_whole=was_whole)
+
+    assert not await left("x", was_whole=True)
+    await store.put(f"{names.named_prefix('a', life, 'x')}0123abcd/0000.lhv1", b"half")
+    assert await left("x", was_whole=False)
+    await collection.snapshot("y")
+    await store.put(names.named_snapshot_key("a", life, "y"), b"torn")
+    assert not await left("y", was_whole=False)  # another's, for all that anybody knows
+    assert await left("y", was_whole=True)
     await indexes.close()
 
 

@@ -100,5 +100,6 @@ def snapshot(resource: Resource[IndexSnapshotSpec], *, in_use: bool) -> Observed
         items=status.get("items"),
         size=status.get("size"),
         in_use=in_use,
+        name_taken=index_snapshot.is_name_taken(status),
         deleting=meta.deletion_requested,
     )

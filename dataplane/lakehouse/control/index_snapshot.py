@@ -25,7 +25,8 @@ from lakehouse.control.state import (
 )
 
 _KIND = ConditionType.COMPLETE
-FINAL = ("DeadlineExceeded", "FilesGone", "NameTaken")
+NAME_TAKEN = "NameTaken"
+FINAL = ("DeadlineExceeded", "FilesGone", NAME_TAKEN)
 """Reasons of `Complete=False` after which nothing is tried again."""
 CLOCKS_DIFFER = timedelta(seconds=60)
 """Between whoever takes a snapshot and whoever dates resources; an older record is no matter of clocks."""
@@ -77,6 +78,11 @@ def subjects(snapshot: Resource[IndexSnapshotSpec]) -> tuple[str, ...]:
     """What restoring from a snapshot is called: the `subject` of a `RestoreIndex`."""
     uri = str(snapshot.status.get("uri", ""))
     return (snapshot.meta.name, uri) if uri else (snapshot.meta.name,)
+
+
+def is_name_taken(status: Mapping[str, Any]) -> bool:
+    """Whether another snapshot, from before, has its name."""
+    return bool(conditions.find(status, _KIND).get("reason") == NAME_TAKEN)
 
 
 def state_of(status: Mapping[str, Any]) -> SnapshotState:
@@ -134,7 +140,7 @@ def _complete(
     before = conditions.find(resource.status, _KIND)
     if observed.record is not None:
         if not _is_its(resource, observed.record):
-            return false(_KIND, "NameTaken", _taken(observed.record))
+            return false(_KIND, NAME_TAKEN, _taken(observed.record))
         return true(_KIND, "Verified")
     if observed.store.reachable is not True and (
         before.get("status") == Status.TRUE or before.get("reason") in FINAL

@@ -195,7 +195,7 @@ def deletion(
 
     `cleanup` is what is left to remove from the store, None for nothing; `wanted` says whether the store is to be
     cleaned up at all, and then it is waited for, but not past the deadline and not where it is gone.  While `in_use`,
-    nothing is removed.  What is `unreadable` is left, for nobody knows whose it is, and that is told.
+    nothing of it is removed.  What is `unreadable` is left, for nobody knows whose it is, and that is told.
     """
     asked = resource.meta.deletion_requested_at or now
     patience = DENIED_DEADLINE if store.reason == SECRET_NOT_READABLE else DELETION_DEADLINE
@@ -206,7 +206,7 @@ def deletion(
     waits: list[float | None] = []
     if working and remaining > 0:
         actions, waits = [StopWork()], [AGAIN_S]
-    elif in_use and remaining > 0:
+    elif in_use and wanted and remaining > 0:
         waits = [min(remaining, WORKING_S)]
     elif not wanted or (store.reachable and cleanup is None):
         actions = [RemoveResource()]

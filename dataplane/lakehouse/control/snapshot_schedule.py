@@ -140,7 +140,7 @@ def _retained(
         return (), None
     scheduled = [one for one in seen if _scheduled(one)]
     good = _newest_first(one for one in scheduled if one.state is SnapshotState.SUCCEEDED)
-    bad = _newest_first(one for one in scheduled if one.state is SnapshotState.FAILED)
+    bad = _newest_first(one for one in scheduled if one.state is SnapshotState.FAILED and not one.name_taken)
     # With keepWithin alone every older one goes but the newest; with keepLast alone every one after the last of them.
     least = max(retention.keep_last or 0, 1)
     within = retention.keep_within or timedelta()

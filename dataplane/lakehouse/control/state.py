@@ -221,6 +221,8 @@ class ObservedSnapshot:
     """Why it failed."""
     in_use: bool = False
     """An index is being restored from it, or is still to be, so it may not go."""
+    name_taken: bool = False
+    """Another snapshot has its name, from before: nothing was taken for it, and a person may adopt that one."""
     deleting: bool = False
 
 
@@ -390,7 +392,7 @@ class ObservedIndexSnapshot:
     store: StoreState
     record: SnapshotRecord | None = None
     left_behind: bool = False
-    """There is no record that can be read, and something of its name is there; looked at when the resource is to go."""
+    """There is no record that can be read, and something of it is there; looked at when the resource is to go."""
     index_exists: bool = False
     index_serving: bool = False
     in_use: bool = False

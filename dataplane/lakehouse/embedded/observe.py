@@ -311,11 +311,12 @@ class Observer:
         return None
 
     async def _left_behind(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> bool:
-        """Whether anything is there under the snapshot's name."""
+        """Whether anything of the snapshot is there, though no record tells of it."""
         life, index, name = _life_of(resource, seen), resource.spec.index, resource.meta.name
         if life is None:
             return False
-        return await named_snapshots.left_behind(self._parts.store, index, name, life)
+        was_whole = index_snapshot.life_of(resource.status) is not None
+        return await named_snapshots.left_behind(self._parts.store, index, name, life, was_whole=was_whole)
 
     def _described(self, resource: Resource[IndexSnapshotSpec], found: NamedSnapshot) -> SnapshotRecord:
         seen_at = self._workshop.snapshots.get((INDEX_SNAPSHOT, found.name))

@@ -761,7 +761,12 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "vectors.snapshot": Operation(
         "Take a verified snapshot now; a name keeps it",
-        query={"attended": ({"type": "boolean"}, "Give it up when the client hangs up before the answer.")},
+        query={
+            "attended": (
+                {"type": "boolean"},
+                "Give it up when the client hangs up before the answer; not through a gateway.",
+            )
+        },
         request=_json(_object(name=_or_null({"type": "string", "minLength": 1}))),
         answers={
             200: _json(
