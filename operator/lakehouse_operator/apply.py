@@ -302,7 +302,7 @@ class Actor:
         index, alive = snapshot.spec.index, None
         if index_snapshot.life_of(snapshot.status) is None:
             alive = await self._observer.records.current(store, index)
-        life = snapshots.life_of(snapshot, alive)
+        life = index_snapshot.home_of(snapshot.status, alive)
         if life is not None:
             await _absent_is_well(named_snapshots.delete(store, index, snapshot.meta.name, life))
 

@@ -50,7 +50,7 @@ async def record_of(
     parts: Parts, store: ObjectStore, resource: Resource[IndexSnapshotSpec], alive: Incarnation | None
 ) -> SnapshotRecord | None:
     """The snapshot's files, if they are whole."""
-    life = life_of(resource, alive)
+    life = index_snapshot.home_of(resource.status, alive)
     if life is None:
         return None
     found = await files_of(store, resource.spec.index, resource.meta.name, life)
@@ -65,18 +65,13 @@ async def left_behind(
     store: ObjectStore, resource: Resource[IndexSnapshotSpec], alive: Incarnation | None
 ) -> bool:
     """Whether anything of the snapshot is there, though no record tells of it."""
-    life = life_of(resource, alive)
+    life = index_snapshot.home_of(resource.status, alive)
     if life is None:
         return False
     was_whole = index_snapshot.life_of(resource.status) is not None
     return await named_snapshots.left_behind(
         store, resource.spec.index, resource.meta.name, life, was_whole=was_whole
     )
-
-
-def life_of(resource: Resource[IndexSnapshotSpec], alive: Incarnation | None) -> UUID | None:
-    """Where the snapshot's files lie: in the life that its status names, else in the one that the index has."""
-    return index_snapshot.life_of(resource.status) or (alive.uuid if alive is not None else None)
 
 
 async def files_of(store: ObjectStore, index: str, snapshot: str, life: UUID) -> NamedSnapshot | None:

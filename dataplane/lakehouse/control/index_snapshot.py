@@ -23,6 +23,7 @@ from lakehouse.control.state import (
     SnapshotRecord,
     SnapshotState,
 )
+from lakehouse.core.incarnation import Incarnation
 
 _KIND = ConditionType.COMPLETE
 NAME_TAKEN = "NameTaken"
@@ -53,6 +54,11 @@ def life_of(status: Mapping[str, Any]) -> UUID | None:
     """The life of its index that an IndexSnapshot was taken of; None before it was."""
     position = str(status.get("position", ""))
     return UUID(hex=position.partition(":")[0]) if position else None
+
+
+def home_of(status: Mapping[str, Any], alive: Incarnation | None) -> UUID | None:
+    """Where a snapshot's files lie: in the life that its status names, else in the one that is `alive`."""
+    return life_of(status) or (None if alive is None else alive.uuid)
 
 
 def has_begun(status: Mapping[str, Any]) -> bool:

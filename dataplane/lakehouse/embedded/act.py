@@ -279,17 +279,14 @@ class Actor:
         self, action: plan.DeleteSnapshotFiles, resource: Resource[IndexSnapshotSpec]
     ) -> None:
         """Those of the life that it was taken of; another life may have a snapshot of the same name."""
-        life = await self._life_of(resource)
+        life = await self._home_of(resource)
         if life is not None:
             await _absent_is_well(self._parts.indexes.delete_named_snapshot(action.index, action.name, life))
 
-    async def _life_of(self, resource: Resource[IndexSnapshotSpec]) -> UUID | None:
-        """Where a snapshot's files lie: in the life that its status names, else in the one that the index has."""
-        life = index_snapshot.life_of(resource.status)
-        if life is not None:
-            return life
-        record = await self._parts.indexes.record(resource.spec.index)
-        return None if record is None else record.uuid
+    async def _home_of(self, resource: Resource[IndexSnapshotSpec]) -> UUID | None:
+        known = index_snapshot.life_of(resource.status) is not None
+        alive = None if known else await self._parts.indexes.record(resource.spec.index)
+        return index_snapshot.home_of(resource.status, alive)
 
     async def _retire_snapshot(self, action: plan.RetireSnapshot) -> None:
         entry = self._registry.get((INDEX_SNAPSHOT, action.name))
@@ -318,7 +315,7 @@ class Actor:
             ) from error
 
     async def _is_whole(self, resource: Resource[IndexSnapshotSpec]) -> bool:
-        life = await self._life_of(resource)
+        life = await self._home_of(resource)
         named = await self._parts.indexes.named_snapshots(resource.spec.index)
         return any((one.name, one.incarnation) == (resource.meta.name, life) for one in named)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from lakehouse import named_snapshots
 from lakehouse.collection import Collection
@@ -304,7 +303,7 @@ class Observer:
 
     async def _record(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> SnapshotRecord | None:
         """The snapshot's files, if they are whole."""
-        life = _life_of(resource, seen)
+        life = index_snapshot.home_of(resource.status, seen.record)
         for found in await self._parts.indexes.named_snapshots(resource.spec.index):
             if found.name == resource.meta.name and found.incarnation == life:
                 return self._described(resource, found)
@@ -312,7 +311,8 @@ class Observer:
 
     async def _left_behind(self, resource: Resource[IndexSnapshotSpec], seen: _Seen) -> bool:
         """Whether anything of the snapshot is there, though no record tells of it."""
-        life, index, name = _life_of(resource, seen), resource.spec.index, resource.meta.name
+        life = index_snapshot.home_of(resource.status, seen.record)
+        index, name = resource.spec.index, resource.meta.name
         if life is None:
             return False
         was_whole = index_snapshot.life_of(resource.status) is not None
@@ -330,12 +330,6 @@ class Observer:
         if key[0] == DATASET:
             return await self.dataset(resource)
         return await self.index_snapshot(resource)
-
-
-def _life_of(resource: Resource[IndexSnapshotSpec], seen: _Seen) -> UUID | None:
-    """Where a snapshot's files lie: in the life that its status names, else in the one that the index has."""
-    alive = None if seen.record is None else seen.record.uuid
-    return index_snapshot.life_of(resource.status) or alive
 
 
 def _unreachable(error: Unavailable) -> StoreState:
