@@ -1,11 +1,23 @@
-"""What every test shares: the soak switch, a real MinIO and a real API server.
+"""What every test shares: the soak switch, a real MinIO, a real API server and a namespace there.
 
 Long runs are skipped, and say so, unless `--soak` is given; nothing is deselected silently.
 """
 
+from collections.abc import Iterator
+
 import pytest
 
-pytest_plugins = ["kube_api_server", "minio_server"]
+from lakehouse.runtime import SystemRuntime
+
+pytest_plugins = ["kube_api_server", "minio_server", "operator_frame.running"]
+
+
+@pytest.fixture
+def runtime() -> Iterator[SystemRuntime]:
+    """The process's own clock, chance and threads."""
+    found = SystemRuntime()
+    yield found
+    found.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

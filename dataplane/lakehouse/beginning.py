@@ -150,14 +150,17 @@ async def publish(
     replaces: bool,
     ends_logs: bool = True,
     over_damage: bool = False,
+    guards: bool = False,
 ) -> Incarnation:
     """Begin the life of `record`, whose content others have put; the record as it counts.
 
     Its number is found here.  With `ends` and `continues` it replaces exactly that life; else, with `replaces`,
     whatever lives then, taking over what is acknowledged from now on.  Several may do so at once, and again: one
     record comes of it. `ends_logs` puts an end to the logs of the replaced life; else whoever opens the new one does.
+    `guards`: whatever lives then must hold nothing that writers gave it, and a name that lived must live still.
 
-    Raises `Conflict` when the name lives (or another life than the one to replace), when this life has ended already,
+    Raises `Conflict` when the name lives (or another life than the one to replace, or one that holds what writers gave
+    it where that is guarded), when this life has ended already,
     or when content is missing or was swept; `NotComplete` where the life to replace was never opened, unless
     `over_damage` (`lakehouse.building.publish` sees to both); `Unavailable(UNKNOWN)` when it may have begun.
     """
@@ -171,6 +174,8 @@ async def publish(
         if now is not None and now.alive and await ending.finished(store, runtime, name, now) is not None:
             continue
         try:
+            if guards and record.ends is None and now is not None:
+                check_given(name, now)
             new = await _prepared(store, runtime, record, now, replaces, over_damage)
             await incarnations.create(store, runtime, name, new)
         except Conflict:
@@ -180,6 +185,19 @@ async def publish(
         await _finish(store, runtime, name, new, ends_logs)
         return new
     raise Conflict(f"the index keeps changing: look at it again. name=`{name}`")
+
+
+def check_given(name: str, record: Incarnation) -> None:
+    """Raises `Conflict` for a life that may hold what no dataset gave it, and for one that has ended."""
+    if not record.alive:
+        raise dropped(name)
+    if not record.is_given:
+        raise Conflict(f"the index may hold what writers gave it: look at it again. name=`{name}`")
+
+
+def dropped(name: str) -> Conflict:
+    """What a build comes to whose index was dropped: it does not come back by that."""
+    return Conflict(f"the index was dropped while its next life was built. name=`{name}`")
 
 
 async def has_begun(store: ObjectStore, name: str, life: UUID, *, replaces: bool) -> bool:

@@ -9,7 +9,7 @@ What this module does not do: end the old logs (`lakehouse.ending`), or exchange
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import numpy as np
@@ -74,11 +74,12 @@ class Translation:
     """The requests of one old log as one new shard takes them.
 
     Content that is the old life's own has its versions too, and takes every request as it stands.  Other content has
-    versions of its own: there a delete of a version stands for what it deleted of what is taken over.
+    versions of its own: there a delete of a version stands for what it deleted of what is taken over, and an addition
+    to what was `empty` for what it added.
     """
 
     def __init__(self, replaced: Replaced, source: int, number: int, shards: int) -> None:
-        self._exact = replaced.continues.exact
+        self._exact, self._empty = replaced.continues.exact, replaced.continues.empty
         self._same = replaced.shards == shards
         self._suffix = b"" if replaced.shards in (1, shards) else b"\0%d" % source
         self._number, self._shards = number, shards
@@ -105,10 +106,13 @@ class Translation:
         """What a request did, said without versions; remembers the versions it gave."""
         match request.operation:
             case Operation.UPSERT | Operation.ADD_IF_ABSENT:
+                done = request
+                if self._empty and request.operation is Operation.ADD_IF_ABSENT and request.ids:
+                    done = self._added(request)
                 self._versions.update(
                     zip(request.ids, range(version, version + len(request.ids)), strict=True)
                 )
-                return request
+                return done
             case Operation.DELETE:
                 deleted = request.ids
             case Operation.DELETE_IF_VERSION:
@@ -118,6 +122,12 @@ class Translation:
             self._versions.pop(item_id, None)
         return Request(request.key, Operation.DELETE, deleted)
 
+    def _added(self, request: Request) -> Request:
+        """What a request added, as it was added: whatever the new content holds of it, also no metadata."""
+        new = [row for row, item_id in enumerate(request.ids) if item_id not in self._versions]
+        added = _picked(replace(request, operation=Operation.UPSERT), new)
+        return replace(added, metadata=tuple(value or b"" for value in added.metadata))
+
     def _part(self, request: Request) -> Request:
         """What of a request belongs to this shard; none of it where none does, so that its key is known there too."""
         mine = [
@@ -125,13 +135,17 @@ class Translation:
             for row, item_id in enumerate(request.ids)
             if self._same or names.shard_of(item_id, self._shards) == self._number
         ]
-        return Request(
-            request.key + self._suffix,
-            request.operation,
-            tuple(request.ids[row] for row in mine),
-            None if request.vectors is None else np.ascontiguousarray(request.vectors[mine]),
-            tuple(request.metadata[row] for row in mine) if request.metadata else (),
-        )
+        return _picked(replace(request, key=request.key + self._suffix), mine)
+
+
+def _picked(request: Request, rows: Sequence[int]) -> Request:
+    """Some rows of a request that names no versions."""
+    return replace(
+        request,
+        ids=tuple(request.ids[row] for row in rows),
+        vectors=None if request.vectors is None else np.ascontiguousarray(request.vectors[rows]),
+        metadata=tuple(request.metadata[row] for row in rows) if request.metadata else (),
+    )
 
 
 async def carry(writer: Writer, record: Incarnation, *, complete: bool) -> None:
@@ -164,7 +178,7 @@ async def carry(writer: Writer, record: Incarnation, *, complete: bool) -> None:
 async def carry_ahead(writers: Sequence[Writer], record: Incarnation) -> None:
     """Take over most of it while the old life goes on, so that little is left for when it has ended."""
     replaced = replaced_by(record)
-    if replaced is None:
+    if replaced is None or record.is_given:  # no record can say yet that it holds what no dataset gave it
         return
     for _ in range(AHEAD_ROUNDS_MAX):
         left = [await _left(writer, replaced, record.shards) for writer in writers]

@@ -84,6 +84,7 @@ class Collection:
         """Named snapshots that are being taken."""
         for shard in self._here:
             shard.published = self._publish
+            shard.opened = self._opened
 
     async def open(self) -> None:
         """Recover every shard that is here from its snapshot and log."""
@@ -92,6 +93,11 @@ class Collection:
     async def close(self) -> None:
         """Finish what was taken, then stop."""
         await asyncio.gather(*(shard.close() for shard in self._shards))
+
+    def _opened(self, record: Incarnation) -> None:
+        """A newer record of this life says that writers may change it."""
+        if record.number > self.record.number:
+            self.record = record
 
     # ------------------------------------------------------------------ facts
 

@@ -160,6 +160,8 @@ async def sweep(store: ObjectStore, runtime: Runtime, name: str, record: Incarna
             await _sweep_log(ShardLog(store, runtime, name, life, shard))
             await _delete_all(store, names.snapshot_prefix(name, life, shard))
         await _delete_all(store, names.pin_prefix(name, life))
+        if record.continues is not None:  # its builders did, unless they were killed
+            await store.delete(names.continues_key(name, life))
     except LakehouseError as error:
         logger.warning("could not remove all of a dropped index. index=%s error=%s", name, error)
 

@@ -6,17 +6,38 @@ What this module does not do: know what is done.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-from lakehouse.core.errors import NotFound, Unavailable
+from lakehouse.core.errors import LakehouseError, NotFound, Unavailable
 from lakehouse.following import observe
 from lakehouse.log import Backoff
 from lakehouse.runtime import Runtime
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 8
 GRACE_S = 5.0
+
+
+async def repeated(
+    runtime: Runtime,
+    step: Callable[[], Awaitable[T]],
+    backoff: Backoff,
+    over: tuple[type[LakehouseError], ...] = (Unavailable,),
+) -> T:
+    """Do a step that may be repeated again while the store does not answer, which errors `over` tell.
+
+    Raises what the last attempt raises.
+    """
+    for tries in range(1, ATTEMPTS):
+        try:
+            return await step()
+        except over as error:
+            logger.warning("store did not answer: trying again. attempt=%s error=%s", tries, error)
+            await runtime.sleep(backoff.delay_s(tries, runtime))
+    return await step()
 
 
 class Errands:
@@ -44,13 +65,7 @@ class Errands:
 
     async def patiently(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Do something again while the store does not answer.  Raises what the last attempt raises."""
-        for tries in range(1, ATTEMPTS):
-            try:
-                return await attempt()
-            except (Unavailable, NotFound) as error:
-                logger.warning("store did not answer: trying again. attempt=%s error=%s", tries, error)
-                await self._runtime.sleep(self._backoff.delay_s(tries, self._runtime))
-        return await attempt()
+        await repeated(self._runtime, attempt, self._backoff, (Unavailable, NotFound))
 
     def stop_waiting(self) -> None:
         """End what nobody waits for."""

@@ -9,7 +9,15 @@ from dataclasses import replace
 from uuid import UUID
 
 from lakehouse.core import incarnation, names
-from lakehouse.core.errors import Conflict, Corrupt, NotFound, Outcome, Unavailable
+from lakehouse.core.errors import (
+    Conflict,
+    Corrupt,
+    CredentialsRefused,
+    NotFound,
+    Outcome,
+    StorageFull,
+    Unavailable,
+)
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.log import Backoff
 from lakehouse.runtime import Runtime
@@ -105,6 +113,29 @@ async def create(store: ObjectStore, runtime: Runtime, name: str, record: Incarn
     await create_at(store, runtime, names.incarnation_key(name, record.number), incarnation.encode(record))
 
 
+async def open_to_writers(store: ObjectStore, runtime: Runtime, name: str, life: UUID) -> Incarnation | None:
+    """Say in the records that writers may change a life, before the first of them is answered; the record that says so.
+
+    None where this life does not count any more: what is written to it now is taken over by the one that does, and
+    whoever takes it over says it of that one.  Raises `Unavailable`, `Corrupt`.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        now = await current(store, name)
+        if now is None or now.uuid != life:
+            return None
+        if not now.is_given:
+            return now
+        record = incarnation.opened_to_writers(now)
+        try:
+            await create(store, runtime, name, record)
+        except Conflict:
+            await runtime.sleep(BACKOFF.delay_s(attempt, runtime))
+            continue
+        logger.info("an index that a dataset filled takes writes from now on. index=%s", name)
+        return record
+    raise Unavailable(f"the index's record keeps changing. name=`{name}`", outcome=Outcome.NOT_COMMITTED)
+
+
 async def settle(store: ObjectStore, runtime: Runtime, name: str, record: Incarnation) -> bool:
     """Go on after `create` was in doubt until the slot holds a record for certain; whether it is this one.
 
@@ -132,6 +163,8 @@ async def create_at(store: ObjectStore, runtime: Runtime, key: str, data: bytes)
         except Unavailable as error:
             doubt = doubt or error.outcome is Outcome.UNKNOWN
             logger.warning("an object is in doubt. key=%s attempt=%s error=%s", key, attempt, error)
+            if attempt == ATTEMPTS and not doubt and isinstance(error, (StorageFull, CredentialsRefused)):
+                raise
         await runtime.sleep(BACKOFF.delay_s(attempt, runtime))
     raise Unavailable(
         f"the store did not confirm what was put. key=`{key}`",

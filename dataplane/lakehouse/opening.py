@@ -207,7 +207,8 @@ class Opened:
             known = self._open.get(name)
             if known is not None and known.record.uuid == record.uuid:
                 if not known.dropped:
-                    known.record = record  # the same life, perhaps with another owner
+                    if record.number >= known.record.number:  # the same life, perhaps with another owner
+                        known.record = record
                     return known
                 await self._finish_drop(known)
                 continue

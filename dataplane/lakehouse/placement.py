@@ -12,6 +12,7 @@ from lakehouse.engine_settings import EngineSettings
 from lakehouse.placed_shard import LocalShard, PlacedShard
 from lakehouse.remote.addresses import Addresses
 from lakehouse.remote.calls import Calls
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.remote.shard import PreferredWriter, RemoteShard, preference
 from lakehouse.runtime import Runtime
 from lakehouse.settings import SHARD_FIELD
@@ -22,9 +23,11 @@ from lakehouse.store.base import ObjectStore
 class Neighbours:
     """The other processes of a deployment: connections to them, and their addresses by URL."""
 
-    def __init__(self, runtime: Runtime, key: str | None = None, instance: UUID | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, peer_key: PeerKey | None = None, instance: UUID | None = None
+    ) -> None:
         self.instance = instance or runtime.uuid()
-        self.calls = Calls(runtime, self.instance, key)
+        self.calls = Calls(runtime, self.instance, peer_key)
         self._runtime = runtime
         self._addresses: dict[str, Addresses] = {}
 

@@ -162,7 +162,8 @@ class Replacing(Opened):
                 old = None if start.ends is None else await self._living(name, start.ends)
                 number = await self._free_number(name) if old is None else old.record.number + 1
                 if old is not None and record.continues is not None and record.continues.exact:
-                    record = replace(record, owner=old.record.owner)  # taken over meanwhile, perhaps
+                    # Taken over meanwhile, perhaps, or opened to writers.
+                    record = replace(record, owner=old.record.owner, origin=old.record.origin)
                 new = await self._opened_life(name, replace(record, number=number))
                 assert new is not None, "a life that has not begun has no log that could end"
             try:

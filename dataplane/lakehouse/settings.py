@@ -40,6 +40,8 @@ CONFIG_FILE = "lakehouse.toml"
 
 SHARD_FIELD = "{shard}"
 """What stands for a shard's number in `shard_url`."""
+PEER_KEY_MIN = 16
+"""Characters of a peer key."""
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -189,9 +191,15 @@ class Settings(BaseSettings):
     )
     peer_key: SecretStr | None = Field(
         None,
-        min_length=16,
+        min_length=PEER_KEY_MIN,
         description="What the processes of one deployment show each other: taken with the right `admin`, and sent on "
-        "their calls.  A secret of 16 characters at least; no default.",
+        "their calls.  A secret of 16 characters at least, in place of `peer_key_file`; no default.",
+    )
+    peer_key_file: Path | None = Field(
+        None,
+        description="A file with the same, as a mounted Secret has it, in place of `peer_key`.  It is read again when "
+        "it changes, and the key before that is taken for another 300 s, so the key is rotated without a restart; a "
+        "file that is gone or empty then leaves the last one in force.  Default: none.",
     )
     declared: str = Field(
         "",
@@ -219,7 +227,9 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = Field(
         None, description="URL of an S3-compatible store such as MinIO.  Default: AWS's own endpoints."
     )
-    s3_region: str | None = Field(None, description="S3 region.  Default: what boto3's own chain finds.")
+    s3_region: str | None = Field(
+        None, description="S3 region.  Default: `AWS_REGION`, else what boto3's own chain finds."
+    )
     s3_credentials_dir: Path | None = Field(
         None,
         description="Directory with the files `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, if there is one, "
@@ -413,6 +423,11 @@ class Settings(BaseSettings):
                 raise Invalid(f"{name} says something of one index: set index or {ENV_PREFIX}INDEX too")
         if self.read_only and not self.declared:
             raise Invalid("read_only needs declared, which an answer names")
+        if self.peer_key is not None and self.peer_key_file is not None:
+            raise Invalid(
+                "peer_key and peer_key_file are two places for one key: set one of them, "
+                f"{ENV_PREFIX}PEER_KEY or {ENV_PREFIX}PEER_KEY_FILE. peer_key_file=`{self.peer_key_file}`"
+            )
         for name, url in (("shard_url", self.shard_url), ("peers", self.peers)):
             if url is not None:
                 _check_places(name, url.replace(SHARD_FIELD, "0"))

@@ -40,6 +40,8 @@ ITEMS_AT_ONCE = 16
 """Requests under way for queries that are items' ids, which its batch route does not take."""
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The `Authorization` that a query came with; it is passed on with what the query asks of another process."""
+FILTER_SHOWN_MAX = 200
+"""Characters of a filter in a message: enough to know it again."""
 KEPT_MAX = 64
 """Answers to filters that are kept; each is right for ever, since versions do not change."""
 KEPT_IDS_MAX = 4_000_000
@@ -275,7 +277,9 @@ class DatasetFilters:
                 f"the dataset version the index was built from is gone. version=`{table}`"
             ) from error
         except QueryFailed as error:
-            raise Invalid(f"filter over {table}: {error.message}") from error
+            place = f" at line {error.line}, column {error.column}"  # of our statement, not of the filter
+            reason = error.message.replace(place, "", 1)
+            raise Invalid(f"filter over {table}: {reason}. filter=`{text[:FILTER_SHOWN_MAX]}`") from error
         answer = msgspec.json.decode(body, type=_Answer)
         if answer.truncated:
             raise Invalid(

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from lakehouse import incarnations
 from lakehouse.core import entry
 from lakehouse.core.entry import Cursor, EncodedEntry, EncodedRequest, Entry, Kind
 from lakehouse.core.errors import (
@@ -62,6 +64,10 @@ class Writer(Follower):
         number: int,
     ) -> None:
         super().__init__(store, runtime, settings, name, record, number)
+        self.opened: Callable[[Incarnation], None] | None = None
+        """Called with the record that says that writers may change the index, before the first of them is answered."""
+        self._is_given = record.is_given
+        """Whether only a dataset has changed it, as far as this process knows."""
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._in_flight: list[Pending] = []
@@ -136,6 +142,22 @@ class Writer(Follower):
             self._ensure_prober()
             raise self._breaker_error()
 
+    async def open_to_writers(self) -> None:
+        """See to it that a record says so before the index holds what no dataset gave it: its dataset's next version
+        must not replace that unasked.
+
+        It is said again at each write while another life counts already, which takes these writes over.
+        """
+        if not self._is_given:
+            return
+        record = await incarnations.open_to_writers(
+            self.store, self.runtime, self.params.name, self.incarnation
+        )
+        if record is not None:
+            self._is_given = False
+            if self.opened is not None:
+                self.opened(record)
+
     @property
     def breaker_open(self) -> bool:
         """Whether the store failed so often that writes are refused at once; one call a second finds out more."""
@@ -187,6 +209,7 @@ class Writer(Follower):
                     async with self._chain:
                         if not self._is_writer:
                             await self._become_writer()
+                        await self.open_to_writers()
                         await self._commit(self._take_group())
                     attempt = 0
                 except (StorageFull, CredentialsRefused) as error:
@@ -357,6 +380,8 @@ class Writer(Follower):
                 await self._become_writer()
             if self.replica.carried != before:
                 return False
+            if any(encoded.request.ids for encoded in requests):
+                await self.open_to_writers()
             encoded = self._next_entry(Kind.DATA, requests)
             slot = await self.log.settle(self.replica.position + 1, encoded, self._backoff)
             if slot is not Slot.OURS:

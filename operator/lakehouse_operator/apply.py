@@ -20,6 +20,7 @@ from lakehouse.core.errors import Conflict, Denied, Invalid, LakehouseError, Not
 from lakehouse.loop.work import DeadlineExceeded, Work
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator import finalizers, jobs, names, resources, rollout, snapshots
+from lakehouse_operator.attending import attended
 from lakehouse_operator.cache import Key, key_of
 from lakehouse_operator.children import Children
 from lakehouse_operator.kube import DEPLOYMENT, INDEX_SNAPSHOT, JOB, Body, Exists
@@ -61,7 +62,7 @@ class Actor:
         self._children = children
         self._memory = memory
         self._observer = observer
-        self._starter = Starter(parts, buckets, peers, children, memory, observer)
+        self._starter = Starter(parts, buckets, children, memory, observer)
 
     # ---------------------------------------------------------------- objects
 
@@ -112,7 +113,7 @@ class Actor:
             case plan.StopWork():
                 await self._stop(key, resource, action.failed)
             case plan.RemoveResource():
-                await finalizers.remove(self._parts.kube, self._parts.cache, resource)
+                await finalizers.remove(self._parts.kube, self._parts.cache, key, resource.meta.uid)
             case plan.CreateSnapshotResource():
                 await self._create_snapshot(key[1], action)
             case plan.SetEfSearch() | plan.Suspend() | plan.Resume():
@@ -215,10 +216,8 @@ class Actor:
             "clear_source": action.clear,
             "replace": action.replace,
         }
-        path = f"/internal/indexes/{name}/merge"
-        result = await self._pods.call(
-            namespace, self._pod(namespace, name), "POST", path, body, timeout_s=MERGE_S
-        )
+        pod, path = self._pod(namespace, name), f"/internal/indexes/{name}/merge"
+        result = await self._attended(namespace, pod, path, body, MERGE_S)
         if result.get("failed"):
             raise Invalid(f"{result['failed']} items could not be merged: {result.get('first_error', '')}")
         self._parts.workshop.drains[key] = LastDrain(self._parts.runtime.now(), int(result.get("merged", 0)))
@@ -238,13 +237,8 @@ class Actor:
         # Attended: what is stopped here ends there, too, and leaves nothing that comes up later.
         path = f"/v1/vectors/index/{index}/snapshot?attended=true"
         try:
-            await self._pods.call(
-                namespace,
-                serving[0],
-                "POST",
-                path,
-                {"name": action.name},
-                timeout_s=max(1.0, action.deadline_s),
+            await self._attended(
+                namespace, serving[0], path, {"name": action.name}, max(1.0, action.deadline_s)
             )
         except Conflict as error:
             if await self._is_whole(key, resource):
@@ -252,6 +246,11 @@ class Actor:
             # Another is taking it, or its record is damaged: asking at once again would be for ever.
             raise Unavailable(error.message, outcome=Outcome.NOT_COMMITTED) from error
         self._parts.workshop.snapshots[key] = self._parts.runtime.now()
+
+    async def _attended(self, namespace: str, pod: PodState, path: str, body: Body, timeout_s: float) -> Any:
+        """What a pod answers in the end to something long."""
+        asked = self._pods.call(namespace, pod, "POST", path, body, timeout_s=timeout_s)
+        return await attended(self._parts.runtime, self._pods, namespace, pod, asked)
 
     async def _is_whole(self, key: Key, resource: Resource[IndexSnapshotSpec]) -> bool:
         store = await self._store(resource, key)

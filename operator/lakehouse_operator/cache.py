@@ -127,10 +127,15 @@ class Cache:
 
     # ---------------------------------------------------------------- feeding
 
+    def is_news(self, body: Mapping[str, Any]) -> bool:
+        """Whether no version of an object as new as this one is known."""
+        there = self.resource(key_of(body))
+        return there is None or _age(there) < _age(body)
+
     def put(self, body: Mapping[str, Any]) -> bool:
         """Remember an object, unless a newer version is known; whether that was news."""
         key, there = key_of(body), self.resource(key_of(body))
-        if there is not None and _age(there) >= _age(body):
+        if not self.is_news(body):
             return False
         if there is not None:
             self._unlabel(key, there)

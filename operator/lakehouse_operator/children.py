@@ -65,6 +65,10 @@ class Children:
                 continue
             _check_gone(there, resource)
             made = await self._kube.apply(body)
+            foreign = added_to_selector(made, body)
+            if foreign:
+                patch = {"spec": {"selector": dict.fromkeys(foreign)}}
+                made = await self._kube.merge(KINDS[key[0]], key[1], key[2], patch)
             self._applied[key] = _Applied(_digest(body), version_of(made))
             self._cache.put(made)
 
@@ -92,7 +96,7 @@ class Children:
         sent = self._applied.get(key)
         if sent is not None and sent.digest == _digest(body) and sent.version == version_of(there):
             return True
-        if not says(there, body):
+        if not says(there, body) or added_to_selector(there, body):
             return False
         self._applied[key] = _Applied(_digest(body), version_of(there))
         return True
@@ -139,6 +143,15 @@ def says(there: Any, wanted: Any) -> bool:
             return not wanted and there is None
         return len(there) == len(wanted) and all(map(says, there, wanted))
     return bool(there == wanted)
+
+
+def added_to_selector(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Labels that somebody else wrote into a Service's selector.  They choose no pods, or others, and applying leaves
+    them there, as it does with all that is not its own."""
+    if there["kind"] != SERVICE:
+        return []
+    found, asked = ((one["spec"].get("selector") or {}) for one in (there, wanted))
+    return [label for label in found if label not in asked]
 
 
 def _digest(body: Body) -> str:

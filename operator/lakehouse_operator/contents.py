@@ -89,7 +89,7 @@ class Contents:
             return None, ""
         try:
             there, _ = await records.dataset_store(self._parts, self._buckets, resource, store)
-            return await records.newest_version(there, self._parts, asked.dataset, asked.vector_column), ""
+            return await self._records.newest_version(there, asked.dataset, asked.vector_column), ""
         except Invalid as error:
             return None, error.message
 
@@ -116,6 +116,7 @@ class Contents:
             life.params.distance.value,
             serving=looks.served(record, pods, life.shards, life.params.ef_search).serving,
             read_only=other.spec.read_only,
+            going=other.meta.deletion_requested,
             chain=chain,
         )
 

@@ -8,6 +8,8 @@ not do: know what a kind needs (`lakehouse.control`), see it (`observe`) or do i
 import asyncio
 import contextlib
 import logging
+import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +35,7 @@ from lakehouse.log import Backoff
 from lakehouse.loop.queue import Queue
 from lakehouse.loop.work import Workshop
 from lakehouse.runtime import Runtime
+from lakehouse_operator import finalizers
 from lakehouse_operator.cache import Cache, Key
 from lakehouse_operator.events import Recorder
 from lakehouse_operator.kube import KINDS, POD, VECTOR_INDEX, Body, Kube
@@ -45,14 +48,17 @@ logger = logging.getLogger(__name__)
 REPEAT = Backoff(first_s=1.0, most_s=10.0)
 """A plan that asks for the same again may be waiting for something that nobody tells of."""
 RETRY = Backoff(first_s=0.5, most_s=60.0)
-POLL_S = 10.0
+POLL_S = 8.0
 """Within it the pods of every index that is served are asked how they are."""
-POLLS_AT_ONCE = 8
+POLLS_AT_ONCE = 64
+"""Those of a node that has died take their time all together."""
+UNASKED_S = math.inf
+"""Until the next turn of a resource that asks for none: it has its own moment in every interval."""
 ROUTED = (kinds.VECTOR_INDEX, kinds.DATASET)
 """What the routing table names."""
 ROUTES_AGAIN_S = 5.0
 """Between attempts to write the routing table."""
-ROUTES_CHECK_S = 60.0
+ROUTES_CHECK_S = 10.0
 """Between looks whether the table still says what was written: nobody tells when it was edited or deleted."""
 RECONCILE: Mapping[str, Callable[..., Plan]] = {
     kinds.VECTOR_INDEX: vector_index.reconcile,
@@ -143,14 +149,13 @@ class Controller:
                 logger.exception("cannot converge: trying again. resource=%s/%s/%s", *key)
             else:
                 self._errors.pop(key, None)
-                return None if wait_s is None else min(wait_s, self._resync_s())
+                return None if wait_s is None else min(wait_s, self._resync_in_s(key))
             outcome.failed()
         self._errors[key] = self._errors.get(key, 0) + 1
         return RETRY.delay_s(self._errors[key], self._runtime)
 
-    def _resync_s(self) -> float:
-        """Spread, so that what began together is not looked at together for ever."""
-        return self._settings.resync_s * (0.75 + self._runtime.random().random() / 2)
+    def _resync_in_s(self, key: Key) -> float:
+        return next_moment_s(key, self._settings.resync_s, self._runtime.monotonic())
 
     async def _converge(self, key: Key) -> float | None:
         """One turn; seconds until the next, None when the resource is gone."""
@@ -179,12 +184,12 @@ class Controller:
 
     def _wait_s(self, key: Key, plan: Plan, changed: bool) -> float:
         """Until the next turn: at once when this one did something, so that it is seen as done."""
-        acts = tuple((action.act.value, action.subject) for action in plan.actions)
+        acts = _acts(plan.actions)
         if changed:
             acts = (*acts, CHILDREN_CHANGED)
         if not acts:
             self._acted.pop(key, None)
-            return self._settings.resync_s if plan.requeue_after_s is None else plan.requeue_after_s
+            return UNASKED_S if plan.requeue_after_s is None else plan.requeue_after_s
         before, times = self._acted.get(key, ((), 0))
         times = times + 1 if before == acts else 1
         self._acted[key] = (acts, times)
@@ -216,7 +221,8 @@ class Controller:
                 break
             if not action.long:
                 self.workshop.succeeded(key, action)
-        if actions:
+        if not set(_acts(actions)) <= set(self._acted.get(key, ((), 0))[0]):
+            # Once, and not for each repetition: two that wait for each other would call each other without end.
             self._call_concerned(key)
 
     async def _forget(self, key: Key) -> None:
@@ -293,8 +299,17 @@ class Controller:
         return str(metadata["resourceVersion"])
 
     async def _refuse(self, key: Key, body: Body) -> float:
-        """Say that a resource cannot be understood, and leave it; seconds until the next look."""
+        """Say that a resource cannot be understood, and leave it; seconds until the next look.
+
+        One that is to go is let go: nobody knows where its data is.
+        """
         why = self._cache.trouble(key)
+        if finalizers.is_going(body):
+            if finalizers.holds(body):
+                skipped = f"the data was left where it is: {why}"
+                await self._events.record(body, [Event(EventType.WARNING, "CleanupSkipped", skipped)])
+            await finalizers.remove(self._kube, self._cache, key, str(body["metadata"]["uid"]))
+            return UNASKED_S
         found = [
             conditions.false(one, "InvalidSpec", why)
             if one is ConditionType.ACCEPTED
@@ -312,39 +327,46 @@ class Controller:
             ),
         }
         if wanted == status:
-            return self._settings.resync_s
+            return UNASKED_S
         if await self._write(key, body, wanted) is None:
             return 0.0
         logger.warning("resource cannot be understood. resource=%s/%s/%s error=%s", *key, why)
         await self._events.record(body, news)
         if key[0] in ROUTED:
             self._rerouted.set()
-        return self._settings.resync_s
+        return UNASKED_S
 
     # --------------------------------------------------------------- watching
 
     async def _poll(self) -> None:
         """Call the indexes whose pods answer otherwise than before: they change without an event."""
-        while True:
-            began_s = self._runtime.monotonic()
-            served = [key for key in self._cache.keys((VECTOR_INDEX,)) if self._is_served(key)]
-            for at in range(0, len(served), POLLS_AT_ONCE):
-                await asyncio.gather(*(self._polled(key) for key in served[at : at + POLLS_AT_ONCE]))
-                # Evenly over the time there is, not all at its beginning.
-                due_s = began_s + POLL_S * (at + POLLS_AT_ONCE) / max(len(served), 1)
-                await self._runtime.sleep(min(max(0.0, due_s - self._runtime.monotonic()), POLL_S))
-            await self._runtime.sleep(max(0.1, began_s + POLL_S - self._runtime.monotonic()))
+        gate = asyncio.Semaphore(POLLS_AT_ONCE)
+        async with asyncio.TaskGroup() as polls:
+            while True:
+                began_s = self._runtime.monotonic()
+                served = [key for key in self._cache.keys((VECTOR_INDEX,)) if self._is_served(key)]
+                for number, key in enumerate(served, 1):
+                    polls.create_task(self._polled(key, gate))
+                    # Evenly over the time there is, not all at its beginning; and nobody waits for a pod that hangs.
+                    await self._until_s(began_s + POLL_S * number / len(served))
+                await self._until_s(began_s + POLL_S)
 
-    async def _polled(self, key: Key) -> None:
+    async def _until_s(self, moment_s: float) -> None:
+        await self._runtime.sleep(max(0.0, moment_s - self._runtime.monotonic()))
+
+    async def _polled(self, key: Key, gate: asyncio.Semaphore) -> None:
         try:
-            if await self._world.poll(key):
-                self.call(key)
+            async with gate:
+                changed = await self._world.poll(key)
         except Exception:
             logger.exception("cannot poll. resource=%s/%s/%s", *key)
+        else:
+            if changed:
+                self.call(key)
 
     def _is_served(self, key: Key) -> bool:
         resource = self._cache.parsed(key)
-        if resource is None or resource.spec.suspend or resource.meta.paused:
+        if resource is None or resource.spec.suspend:
             return False
         labels = {"lakehouse.agentview.dev/index": key[2]}
         return bool(self._cache.children(POD, key[1], labels))
@@ -368,9 +390,21 @@ class Controller:
             self._rerouted.set()
 
 
+def next_moment_s(key: Key, interval_s: float, now_s: float) -> float:
+    """Until a resource's own moment, of which every interval has one: what was applied together is not looked at
+    together, then or ever.  A moment that comes within a quarter of the interval is passed over."""
+    moment_s = interval_s * zlib.crc32("/".join(key).encode()) / 2**32
+    rest_s = (moment_s - now_s) % interval_s
+    return rest_s if rest_s > interval_s / 4 else rest_s + interval_s
+
+
 def _becomes_ready(body: Body, status: Mapping[str, Any]) -> bool:
     before = body.get("status") or {}
     return conditions.holds(status, ConditionType.READY) and not conditions.holds(before, ConditionType.READY)
+
+
+def _acts(actions: Sequence[Action]) -> Acts:
+    return tuple((action.act.value, action.subject) for action in actions)
 
 
 def _begins(action: Action) -> bool:

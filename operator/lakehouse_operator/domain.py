@@ -8,6 +8,7 @@ from lakehouse_operator.cache import Key
 from lakehouse_operator.children import Children
 from lakehouse_operator.kube import Body
 from lakehouse_operator.looks import Memory
+from lakehouse_operator.mounts import Mounts
 from lakehouse_operator.observe import Observer
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.peers import Peers
@@ -22,10 +23,12 @@ class Domain:
 
     def __init__(self, parts: Parts) -> None:
         self._memory = Memory()
-        self.buckets = Buckets(parts)
-        self._peers = Peers(parts.kube, parts.runtime)
+        self._mounts = Mounts(parts)
+        self.buckets = Buckets(parts, self._mounts)
         self._home = parts.settings.namespace
-        self._pods = Pods(parts, self._peers)
+        releases = {self._home: parts.settings.helm_release}
+        self._peers = Peers(parts.kube, parts.runtime, releases, self._mounts)
+        self._pods = Pods(parts, self._peers, self._mounts)
         children = Children(parts.kube, parts.cache)
         self._routes = Routes(parts)
         self._observer = Observer(parts, self.buckets, self._pods, children, self._memory)
@@ -53,6 +56,7 @@ class Domain:
         await self._routes.write(coming)
 
     async def start(self) -> None:
+        self._mounts.start()
         self._peers.start(self._home)
         self.buckets.start()
         self.sweeper.start()
@@ -61,4 +65,5 @@ class Domain:
         await self.sweeper.close()
         await self._peers.close()
         await self.buckets.close()
+        await self._mounts.close()
         await self._pods.close()

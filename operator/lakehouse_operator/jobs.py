@@ -64,6 +64,7 @@ def build_task(action: BuildIndex, of_life: UUID, dataset_url: str | None) -> di
         "owner": action.owner,
         "origin": dict(action.origin),
         "replaces": action.replaces,
+        "adopts": action.adopts,
         "life": of_life.hex,
         "dataset": action.dataset,
         "version": action.version,

@@ -197,8 +197,12 @@ class Kube:
 
         Raises `NotFound`.
         """
-        path, body = kind.path(namespace, name), {"metadata": dict(patch)}
-        return stripped(await self._ask("PATCH", path, body, content="application/merge-patch+json"))
+        return await self.merge(kind, namespace, name, {"metadata": dict(patch)})
+
+    async def merge(self, kind: Kind, namespace: str | None, name: str, patch: Body) -> Body:
+        """Merge `patch` into the object; what is null in it is removed.  Raises `NotFound`."""
+        path = kind.path(namespace, name)
+        return stripped(await self._ask("PATCH", path, patch, content="application/merge-patch+json"))
 
     async def apply_status(
         self, kind: Kind, namespace: str, name: str, status: Mapping[str, Any], resource_version: str

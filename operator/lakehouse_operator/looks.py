@@ -126,6 +126,15 @@ def _detail(by_shard: Mapping[int, Sequence[PodState]], ready: Mapping[int, Sequ
     return f"{where}{more}{f': {told}' if told else ''}"
 
 
+def cut_off(pods: Sequence[PodState]) -> str:
+    """Which pods do not reach the bucket, and why the first of them does not; empty when all do."""
+    found = [pod for pod in pods if pod.cut_off]
+    if not found:
+        return ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{found[0].name}{more}: {found[0].cut_off}"
+
+
 def is_suspended(deployments: Sequence[Mapping[str, Any]], *, asked: bool, alive: bool) -> bool:
     """Whether nobody serves an index because that was asked for."""
     if not deployments:

@@ -20,6 +20,7 @@ from lakehouse_operator.converge import Controller
 from lakehouse_operator.health import Health, stuck
 from lakehouse_operator.kube import Kube, Login
 from lakehouse_operator.lease import Lease
+from lakehouse_operator.leaving import Leaving
 from lakehouse_operator.login import login
 from lakehouse_operator.metrics import Metrics
 from lakehouse_operator.parts import Domain, Parts
@@ -63,6 +64,9 @@ class Operator:
             settings.health_host, settings.health_port, self._alive, self._ready, self.metrics.exposition
         )
         self._watcher = Watcher(settings, self.kube, self.cache, self.controller.call)
+        self._leaving = Leaving(
+            self.kube, self.cache, self._runtime, settings.namespace, lambda body: self._watcher.put(body)
+        )
         self._stop = asyncio.Event()
         self._whole = False
 
@@ -78,12 +82,12 @@ class Operator:
         spawn = self._runtime.spawn
         await self.health.start()
         logger.info("started. namespaces=%s", ",".join(self._settings.namespaces) or "*")
-        asked = spawn(_of(self._stop), name="stop")
+        asked = spawn(self._asked(), name="stop")
         try:
             await self._first(spawn(self.lease.acquire(), name="acquire lease"), asked)
-            if self.lease.held and not self._stop.is_set():
+            if self.lease.held and asked.cancelled():
                 self.metrics.leader.set(1)
-                asked = spawn(_of(self._stop), name="stop")
+                asked = spawn(self._asked(), name="stop")
                 # In the order they are ended: nobody may lead before everything here has stopped.
                 await self._first(
                     spawn(self._lead(), name="lead"), spawn(self.lease.keep(), name="keep lease"), asked
@@ -140,6 +144,12 @@ class Operator:
             for task in tasks:
                 await _ended(task)
 
+    async def _asked(self) -> None:
+        """Until we may end: asked to, and needed no more where we live."""
+        await self._stop.wait()
+        if self._settings.serves(self._settings.namespace):
+            await self._leaving.leave()
+
     async def _parts(self) -> Parts:
         return Parts(
             self._settings,
@@ -179,7 +189,8 @@ class Operator:
             try:
                 await self._watcher.check_namespaces()
             except NamespacesChanged:
-                raise
+                if not self._stop.is_set():  # who ends does not begin anew
+                    raise
             except LakehouseError as error:
                 logger.warning("cannot look at namespaces: later. error=%s", error)
         await asyncio.Event().wait()
@@ -194,10 +205,6 @@ class Operator:
         if self.lease.held:
             return "" if self._whole else "leading, but not everything has been listed yet"
         return "" if self.lease.answered else "the API server has not answered yet"
-
-
-async def _of(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

@@ -27,6 +27,8 @@ ASKED_ANNOTATION = f"{GROUP}/asked"
 """On a Deployment: a hash of what its index's spec says about its pods; a change of that rolls them at once."""
 SUSPENDED_ANNOTATION = f"{GROUP}/suspended"
 """On a Deployment: it has no pods because the index is suspended."""
+MOUNTED = f"mounted.{GROUP}"
+"""Before the names of Secrets, in annotations of pods: which version of each a pod is to have as files."""
 FINALIZER = f"{GROUP}/cleanup"
 PEER_KEY_SECRET = "lakehouse-peer-key"
 PEER_KEY = "peer-key"
@@ -81,6 +83,11 @@ def certificates(kind: str, name: str) -> str:
 def job(owner: str, act: str, seed: str) -> str:
     """A Job: `products-build-1f0c22aa`.  Another `seed` is another Job."""
     return fitted(owner, f"-{act.lower()}-{digest(seed)}", JOB_MAX)
+
+
+def mounted_annotation(secret: str) -> str:
+    """On a pod: the version of a Secret that it was told of."""
+    return f"{MOUNTED}/{fitted(secret, '')}"
 
 
 def url(index: str, namespace: str) -> str:

@@ -84,7 +84,7 @@ class Observer:
         self._pods = pods
         self._children = children
         self._memory = memory
-        self.records = Records()
+        self.records = Records(parts.runtime)
         self.lines = Lines(parts)
         self._contents = Contents(parts, buckets, pods, self.records)
         self._times = _Times()
@@ -127,6 +127,9 @@ class Observer:
         if counts is None and not stored.state.reachable:
             counts = looks.remembered(resource.status, spec.shards)
         found = looks.served(counts, pods, spec.shards, spec.hnsw.ef_search)
+        cut_off = looks.cut_off(pods)
+        if cut_off and stored.state.reachable:
+            self._buckets.refused(namespace, spec.storage, [pod.name for pod in pods if pod.cut_off])
         done = await self._work.told(self.ledger(resource))
         failures = self._failures(key, done)
         self._memory.looks[namespace, name] = Look(record, tuple(pods), wanted, failures)
@@ -134,6 +137,7 @@ class Observer:
         return ObservedIndex(
             identity=identity,
             store=stored.state,
+            cut_off=cut_off,
             life=life,
             unrecorded=stored.unrecorded,
             damaged=stored.damaged or found.damaged,
@@ -157,9 +161,11 @@ class Observer:
             bootstrap=self._bootstrap(resource),
             snapshots=snapshots.of_index(self._parts.cache, namespace, name),
             name_taken=taken,
-            rolling="" if life is None else hold or _rolling(deployments, wanted, found.behind, suspended),
+            rolling=""
+            if life is None
+            else hold or _rolling(deployments, wanted, pods, found.behind, suspended),
             room=self.lines.may_begin(key),
-            look_again_s=FOLLOW_S if spec.read_only and not spec.suspend else None,
+            look_again_s=FOLLOW_S if _waits_for_data(spec, life) else None,
             work=running,
             failures=failures,
         )
@@ -225,6 +231,8 @@ class Observer:
         except Invalid:
             return None
         if life is not None and life.owner != identity:
+            return ()
+        if life is not None and not deployments and facts.differences(resource.spec, life):
             return ()
         if life is None and not deployments:
             return tuple(resources.certificates(resource, where))
@@ -341,7 +349,7 @@ class Observer:
             return ObservedDataset(state, **always)
         try:
             found = await versions.of_dataset(
-                self._parts, store, namespace, name, resource.spec.keep_versions
+                self._parts, self.records, store, namespace, name, resource.spec.keep_versions
             )
         except Corrupt as error:
             return ObservedDataset(state, damaged=error.message, **always)
@@ -349,7 +357,12 @@ class Observer:
             self._buckets.suspect(namespace, resource.spec.storage)
             return ObservedDataset(unreachable(error), **always)
         return ObservedDataset(
-            state, current=found.current, versions=found.versions, pinned=found.pinned, **always
+            state,
+            current=found.current,
+            versions=found.versions,
+            pinned=found.pinned,
+            left_behind=found.left_behind,
+            **always,
         )
 
     # -------------------------------------------------------------- snapshots
@@ -383,6 +396,7 @@ class Observer:
         return ObservedIndexSnapshot(
             state,
             record=found,
+            index_declared=self._parts.cache.parsed((VECTOR_INDEX, namespace, index)) is not None,
             left_behind=left,
             index_exists=life is not None,
             index_serving=serving,
@@ -411,13 +425,28 @@ class Observer:
         return None if declared is None else declared.spec.storage
 
 
+def _waits_for_data(spec: VectorIndexSpec, life: Life | None) -> bool:
+    """Whether a dataset may bring news of which nobody tells: it need not be declared."""
+    if spec.source is None or spec.suspend:
+        return False
+    return spec.read_only or life is None or "dataset" not in life.origin
+
+
 def _rolling(
-    deployments: Sequence[Body], wanted: tuple[Body, ...] | None, behind: int, suspended: bool
+    deployments: Sequence[Body],
+    wanted: tuple[Body, ...] | None,
+    pods: Sequence[PodState],
+    behind: int,
+    suspended: bool,
 ) -> str:
     unapplied = rollout.unapplied(wanted or (), deployments)
     if unapplied or suspended:
         return unapplied
-    return rollout.progress(deployments) or (f"{behind} pods still load the new content" if behind else "")
+    late = rollout.progress(deployments)
+    if late:
+        why = next((f"; {pod.name}: {pod.detail}" for pod in pods if not pod.address and pod.detail), "")
+        return f"{late}{why}"
+    return f"{behind} pods still load the new content" if behind else ""
 
 
 def _refreshed(done: Ledger) -> LastRefresh | None:

@@ -6,7 +6,7 @@ module does not do: decide anything from the answers (`looks`), or remember them
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -23,13 +23,18 @@ from lakehouse.core.errors import (
 )
 from lakehouse_operator import jobs, names
 from lakehouse_operator.kube import POD
+from lakehouse_operator.mounts import Mounts
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.peers import Peers
 
 STATE_S = 2.0
 """A pod that takes longer to say how it is serves nobody well."""
+HUNG_S = 8.0
+HUNG_STATE_S = 0.4
+"""The same for a pod that hung within the last `HUNG_S`: all indexes of a node that has died are told of in time."""
 CALL_S = 30.0
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 1_024
+"""Above any number of pods that hang at once: who waits for a connection would count as one of them."""
 KEPT_MAX = 8
 """Connections kept open: most pods are asked so seldom that one would only be in the way."""
 DETAIL_MAX = 500
@@ -73,6 +78,8 @@ class PodState:
     """None: it does not answer, or has nothing of the index."""
     detail: str = field(default="", compare=False)
     """Why it does not serve."""
+    cut_off: str = ""
+    """Why it does not reach its store; empty when it does, or does not answer."""
 
 
 def state_of(said: Mapping[str, Any], index: str) -> IndexState | None:
@@ -93,16 +100,25 @@ def state_of(said: Mapping[str, Any], index: str) -> IndexState | None:
     return None
 
 
+def cut_off(said: Mapping[str, Any]) -> str:
+    """Why the pod that says so does not reach its store; a release before this one does not tell."""
+    return str((said.get("store") or {}).get("trouble") or "")[:DETAIL_MAX]
+
+
 class Pods:
     """Asks the pods of indexes."""
 
-    def __init__(self, parts: Parts, peers: Peers) -> None:
+    def __init__(self, parts: Parts, peers: Peers, mounts: Mounts | None = None) -> None:
+        """`mounts` is told of pods that refuse the key; None where nobody has it as a file."""
         self._parts = parts
         self._peers = peers
+        self._mounts = mounts
         self._client = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=KEPT_MAX),
             trust_env=False,
         )
+        self._hung: dict[str, float] = {}
+        """By address, when a pod last did not answer in time, on the monotonic clock."""
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -124,17 +140,26 @@ class Pods:
     async def _asked(self, namespace: str, index: str, pod: PodState) -> PodState:
         if not pod.address:
             return pod
+        patience_s = self._patience_s(pod.address)
         try:
-            said = await self.call(namespace, pod, "GET", "/internal/state", timeout_s=STATE_S)
-            found = state_of(said, index)
+            said = await self.call(namespace, pod, "GET", "/internal/state", timeout_s=patience_s)
+            found, trouble = state_of(said, index), cut_off(said)
         except LakehouseError as error:
-            return _with(pod, answers=False, detail=pod.detail or error.message)
-        except (KeyError, TypeError, ValueError) as error:
-            return _with(pod, answers=False, detail=f"its state cannot be read: {error!r}")
+            if isinstance(error.__cause__, (TimeoutError, httpx.TimeoutException)):
+                self._hung.setdefault(pod.address, self._parts.runtime.monotonic())
+            detail = pod.detail or _told(error)
+            return replace(pod, answers=False, detail=detail[:DETAIL_MAX])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return replace(pod, answers=False, detail=f"its state cannot be read: {error!r}"[:DETAIL_MAX])
         detail = "" if found is not None and found.serving else str(said.get("detail") or "")
-        return _with(
-            pod, answers=True, index=found, detail=detail or (found.detail if found else "") or pod.detail
-        )
+        detail = detail or (found.detail if found else "") or pod.detail
+        return replace(pod, answers=True, index=found, cut_off=trouble, detail=detail[:DETAIL_MAX])
+
+    def _patience_s(self, address: str) -> float:
+        """For an answer; the whole of it again `HUNG_S` after a pod hung."""
+        now_s = self._parts.runtime.monotonic()
+        self._hung = {one: since_s for one, since_s in self._hung.items() if now_s - since_s < HUNG_S}
+        return HUNG_STATE_S if address in self._hung else STATE_S
 
     async def each(
         self,
@@ -186,9 +211,18 @@ class Pods:
             ) from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
             self._peers.refused(namespace)
+            if self._mounts is not None:
+                self._mounts.doubt(namespace, names.PEER_KEY_SECRET, pod.name)
         if not response.is_success:
             raise _error(response, pod)
         return response.json()
+
+
+def _told(error: LakehouseError) -> str:
+    """Why a pod does not say how it is, and what becomes of one that has not read a changed key yet."""
+    if not isinstance(error, Denied):
+        return error.message
+    return f"it does not know the key in the Secret {names.PEER_KEY_SECRET} yet, which it reads within 90 s of a change"
 
 
 def _error(response: httpx.Response, pod: PodState) -> LakehouseError:
@@ -222,7 +256,3 @@ def _seen(body: Mapping[str, Any]) -> PodState | None:
         ready=conditions.get("Ready") == "True",
         detail=jobs.waiting_for(body),
     )
-
-
-def _with(pod: PodState, *, answers: bool, index: IndexState | None = None, detail: str = "") -> PodState:
-    return PodState(pod.name, pod.shard, pod.address, pod.ready, answers, index, detail[:DETAIL_MAX])

@@ -1,17 +1,19 @@
 """What the buckets say of indexes and datasets, with as few calls as the truth allows.
 
-A record is written once and never changed, so it is read once and only its listing is looked at again; what was put in
-the place of a store that was emptied lists with another ETag.
+A record or a manifest is written once and never changed, so it is read once and only its listing is looked at again;
+what was put in the place of a store that was emptied lists with another ETag.
 What this module does not do: write anything.
 """
 
-from lakehouse.catalog import Catalog
+from lakehouse.catalog import Catalog, Chain, Newest
 from lakehouse.control import facts
 from lakehouse.control.kinds import DATASET, VectorIndexSpec
 from lakehouse.control.state import ObservedSource, Resource
 from lakehouse.core import incarnation, names
 from lakehouse.core.errors import Corrupt, Invalid, NotFound, Unavailable
 from lakehouse.core.incarnation import Incarnation
+from lakehouse.core.manifest import checked_dataset_name
+from lakehouse.runtime import Runtime
 from lakehouse.store.base import ObjectStore
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.storage import Buckets
@@ -21,9 +23,11 @@ KNOWN_MAX = 4_096
 
 
 class Records:
-    """The records of indexes' lives, as `lakehouse.lives.current` reads them."""
+    """The records of indexes' lives, as `lakehouse.lives.current` reads them, and the newest manifests of datasets."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._newest = Newest()
         self._known: dict[tuple[str, str, str], Incarnation] = {}
         """By the store's URL, the record's key and its ETag: a bucket of the same name at another address lists others,
         since no two records begin a life under the same uuid."""
@@ -46,6 +50,27 @@ class Records:
             del self._known[next(iter(self._known))]
         self._known[place] = record
         return record
+
+    async def chain(self, store: ObjectStore, dataset: str) -> Chain:
+        """Where the versions of a dataset end now.
+
+        Raises `Corrupt`, `Unavailable`, `NotFound` when it goes meanwhile, and `Invalid` for what no dataset may be
+        called.
+        """
+        return await Catalog(store, self._runtime, self._newest).chain(checked_dataset_name(dataset))
+
+    async def newest_version(
+        self, store: ObjectStore, dataset: str, vector_column: str
+    ) -> ObservedSource | None:
+        """The newest version of a dataset, as an index sees it; None for none that can be read.
+
+        Raises `Invalid` for what no dataset may be called.
+        """
+        try:
+            newest = (await self.chain(store, dataset)).newest
+        except (NotFound, Corrupt):
+            return None
+        return None if newest is None else facts.source(newest, vector_column)
 
 
 async def dataset_store(
@@ -75,17 +100,3 @@ async def dataset_store(
             f"the dataset's bucket does not answer: {state.detail}. dataset=`{declared.meta.name}`"
         )
     return store, theirs.url
-
-
-async def newest_version(
-    store: ObjectStore, parts: Parts, dataset: str, vector_column: str
-) -> ObservedSource | None:
-    """The newest version of a dataset, as an index sees it; None for none that can be read.
-
-    Raises `Invalid` for what no dataset may be called.
-    """
-    try:
-        found = await Catalog(store, parts.runtime).manifest(dataset)
-    except (NotFound, Corrupt):
-        return None
-    return facts.source(found, vector_column)

@@ -31,6 +31,8 @@ CERTIFICATES = "/etc/lakehouse/ca"
 PEM = "ca.crt"
 CREDENTIALS = "/etc/lakehouse/s3"
 """The Secret as files: the kubelet replaces them when it changes, so who rotates a key restarts no pod."""
+PEERS = "/etc/lakehouse/peers"
+"""The same of the Secret with the key that index pods show each other; Jobs show nobody anything."""
 
 
 def owner(resource: Resource[Any]) -> Body:
@@ -193,18 +195,23 @@ def _template(resource: Resource[VectorIndexSpec], shard: int, where: Target, se
         "whenUnsatisfiable": "ScheduleAnyway",
     }
     of_shard = {"matchLabels": names.selector(name, shard)}
-    serving = {
-        **container(where, settings, wanted),
+    made, serving = pod(resource, where, settings, wanted), container(where, settings, wanted)
+    serving |= {
         "name": "lakehouse",
         "args": ["serve"],
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
         "env": [*environment(where), *_serving(resource, shard, settings), *(wanted.get("env") or ())],
+        "volumeMounts": [
+            *serving["volumeMounts"],
+            {"name": "peer-key", "mountPath": PEERS, "readOnly": True},
+        ],
         **_probes(),
     }
     return {
         "metadata": pod_metadata(_of_shard(resource, shard), wanted),
         "spec": {
-            **pod(resource, where, settings, wanted),
+            **made,
+            "volumes": [*made["volumes"], _secret_files("peer-key", names.PEER_KEY_SECRET)],
             "terminationGracePeriodSeconds": GRACE_S,
             # One that says nothing of whom it spreads is about the shard: the installation cannot name it.
             "topologySpreadConstraints": [
@@ -224,6 +231,7 @@ def _serving(resource: Resource[VectorIndexSpec], shard: int, settings: Settings
         "LAKEHOUSE_PORT": str(names.PORT),
         "LAKEHOUSE_KEYS": settings.keys,
         "LAKEHOUSE_INSECURE": "" if settings.keys else "true",  # the whole installation is open then
+        "LAKEHOUSE_PEER_KEY_FILE": f"{PEERS}/{names.PEER_KEY}",
         "LAKEHOUSE_INDEX": meta.name,
         "LAKEHOUSE_SHARD": str(shard),
         "LAKEHOUSE_SHARD_URL": names.shard_url(meta.name, str(meta.namespace)),
@@ -277,7 +285,7 @@ def pod(resource: Resource[Any], where: Target, settings: Settings, wanted: Mapp
         name = names.certificates(resource.kind, resource.meta.name)
         volumes.append({"name": "certificates", "configMap": {"name": name}})
     if where.secret:
-        volumes.append({"name": "credentials", "secret": {"secretName": where.secret, "defaultMode": 0o444}})
+        volumes.append(_secret_files("credentials", where.secret))
     secrets = [{"name": name} for name in settings.image_pull_secrets]
     placed = {name: wanted[name] for name in PLACEMENT if wanted.get(name)}
     return {
@@ -294,6 +302,11 @@ def pod(resource: Resource[Any], where: Target, settings: Settings, wanted: Mapp
         **({"imagePullSecrets": secrets} if secrets else {}),
         **placed,
     }
+
+
+def _secret_files(volume: str, secret: str) -> Body:
+    """A volume of a Secret's files, which anybody in the pod may read: nobody there is root."""
+    return {"name": volume, "secret": {"secretName": secret, "defaultMode": 0o444}}
 
 
 def container(where: Target, settings: Settings, wanted: Mapping[str, Any]) -> Body:
@@ -319,8 +332,7 @@ def container(where: Target, settings: Settings, wanted: Mapping[str, Any]) -> B
 
 
 def environment(where: Target) -> list[Body]:
-    """How every pod of ours finds the bucket and is known to its like."""
-    peers = {"secretKeyRef": {"name": names.PEER_KEY_SECRET, "key": names.PEER_KEY}}
+    """How every pod of ours finds the bucket."""
     told = {
         "LAKEHOUSE_DATA": where.url,
         "LAKEHOUSE_S3_ENDPOINT": where.endpoint,
@@ -328,7 +340,7 @@ def environment(where: Target) -> list[Body]:
         "LAKEHOUSE_S3_CREDENTIALS_DIR": CREDENTIALS if where.secret else "",
         "AWS_CA_BUNDLE": f"{CERTIFICATES}/{PEM}" if where.ca_bundle else "",
     }
-    return [*variables(told), {"name": "LAKEHOUSE_PEER_KEY", "valueFrom": peers}]
+    return variables(told)
 
 
 def variables(told: Mapping[str, str]) -> list[Body]:

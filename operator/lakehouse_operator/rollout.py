@@ -69,12 +69,15 @@ def progress(deployments: Sequence[Mapping[str, Any]]) -> str:
     late = [one for one in deployments if not is_replaced(one)]
     if not late:
         return ""
-    told = ", ".join(
-        f"{one['metadata']['name']} {(one.get('status') or {}).get('updatedReplicas', 0)} of "
-        f"{one['spec'].get('replicas', 1)}"
-        for one in late[:NAMED_MAX]
-    )
+    told = ", ".join(map(_told, late[:NAMED_MAX]))
     return f"pods of the newest make: {told}{', …' if len(late) > NAMED_MAX else ''}"
+
+
+def _told(deployment: Mapping[str, Any]) -> str:
+    status = deployment.get("status") or {}
+    new, older = _updated(deployment), status.get("replicas", 0) - status.get("updatedReplicas", 0)
+    beside = f" beside {older} older" if older > 0 else ""
+    return f"{deployment['metadata']['name']} {new} of {deployment['spec'].get('replicas', 1)}{beside}"
 
 
 def unapplied(wanted: Iterable[Mapping[str, Any]], there: Iterable[Mapping[str, Any]]) -> str:

@@ -50,6 +50,7 @@ OWN_VARIABLES = frozenset(
         "LAKEHOUSE_INSECURE",
         "LAKEHOUSE_KEYS",
         "LAKEHOUSE_PEER_KEY",
+        "LAKEHOUSE_PEER_KEY_FILE",
         "LAKEHOUSE_PORT",
         "LAKEHOUSE_READ_ONLY",
         "LAKEHOUSE_ROLES",
@@ -114,7 +115,8 @@ class Settings(BaseSettings):
     default_s3_bucket: str = Field(default="", description="For resources that name none.")
     default_s3_region: str = Field(
         default="",
-        description="For resources that name none. Empty: what boto3 finds in the pods, such as AWS_REGION.",
+        description="For resources that name none. Empty: what their Secret says under AWS_REGION, else boto3 finds it "
+        "in each pod.",
     )
     default_s3_prefix: str = Field(
         default=NAMESPACE_WORD,
@@ -146,6 +148,11 @@ class Settings(BaseSettings):
         default="lakehouse-routes",
         description="The ConfigMap, in the release's namespace, that tells the gateway where indexes are.",
     )
+    helm_release: str = Field(
+        default="",
+        description="The Helm release that also makes the Secret with the peer key of its namespace: one that is made "
+        "in its place says that it is the release's, so that helm can upgrade and roll back. Default: none does.",
+    )
     lease_name: str = Field(
         default="lakehouse-operator", min_length=1, description="The Lease that makes one replica the leader."
     )
@@ -155,7 +162,7 @@ class Settings(BaseSettings):
         description="This replica in the Lease. Default: its host name.",
     )
     resync_s: float = Field(
-        default=300.0, ge=1, description="Seconds after which everything is looked at again, spread evenly."
+        default=300.0, ge=1, description="Seconds in which everything is looked at again, spread evenly."
     )
     workers: int = Field(default=4, ge=1, le=64, description="Resources looked at, at the same time.")
     jobs_at_once: int = Field(default=4, ge=1, description="Jobs running at the same time, of all resources.")

@@ -26,7 +26,6 @@ from lakehouse_operator.kube import JOB, Exists
 from lakehouse_operator.looks import Memory
 from lakehouse_operator.observe import Observer
 from lakehouse_operator.parts import Parts
-from lakehouse_operator.peers import Peers
 from lakehouse_operator.storage import Buckets
 
 logger = logging.getLogger(__name__)
@@ -42,14 +41,12 @@ class Starter:
         self,
         parts: Parts,
         buckets: Buckets,
-        peers: Peers,
         children: Children,
         memory: Memory,
         observer: Observer,
     ) -> None:
         self._parts = parts
         self._buckets = buckets
-        self._peers = peers
         self._children = children
         self._memory = memory
         self._observer = observer
@@ -74,7 +71,6 @@ class Starter:
         make = jobs.make(resource, where, self._parts.settings)
         seeded = jobs.seed(resource, action, attempt, record, after, make)
         task = await self._task(action, resource, store, seeded)
-        await self._peers.ensure(key[1])
         await self._children.ensure(resource, list(resources.certificates(resource, where)))
         body = jobs.job(resource, action, task, where, self._parts.settings, seeded=seeded, attempt=attempt)
         async with self._gate:

@@ -2,8 +2,12 @@
 
 Every resource that lies in the same place shares one connection, one copy of its Secret and one periodic look, so
 many idle resources cost what one does.  The first look proves that the store keeps create-if-absent; the later ones
-are one LIST of nothing.  A Secret is read again with each look, so a key that was replaced is used soon, and one that
-was refused is not used twice.  What this module does not do: hold data, or keep anything when the process ends.
+are one LIST of nothing.  A Secret is read again with each look, so a key that was replaced is used soon, also by pods
+that have it as files (`mounts`), and one that was refused is not used twice.
+
+No look waits for another place's, and a store that hangs is known as one `LOOK_S + LIST_S` later, 13 s, however many
+lie there: only a few requests at once go to one place, and who waits for a turn where nobody is answered has seen the
+same silence.  What this module does not do: hold data, or keep anything when the process ends.
 """
 
 import asyncio
@@ -13,7 +17,7 @@ import contextlib
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +33,11 @@ from lakehouse.core.errors import (
 )
 from lakehouse.store.base import ObjectStore
 from lakehouse.store.probe import PROBE, probe
-from lakehouse.store.s3 import S3Settings, S3Store
+from lakehouse.store.s3 import OTHER_REGION, REGION, S3Settings, S3Store
+from lakehouse_operator.asking import INSTANT_S, Asking, Door
 from lakehouse_operator.cache import Key
 from lakehouse_operator.kube import SECRET
+from lakehouse_operator.mounts import Mounts
 from lakehouse_operator.parts import Parts
 from lakehouse_operator.targets import Target, target
 
@@ -43,17 +49,22 @@ IDLE_LOOK_S = 60.0
 """… and at one where everything is suspended."""
 FRESH_S = 3.0
 """A look that failed is not repeated sooner, however many resources ask."""
-WATCH_S = 2.0
-LOOKS_AT_ONCE = 8
+WATCH_S = 1.0
+"""Most between two thoughts of who is due; who is due sooner is looked at then."""
+SECRETS_AT_ONCE = 8
+READ_TIMEOUT_S = 5.0
+"""For everything that the operator asks of a store, which is small: a turn that waits is one less for others."""
 PROVE_S = 20.0
-"""Most that the first look may take, with some twenty requests."""
-LIST_S = 5.0
+"""Most that the proof of the first look may take, with some twenty requests."""
 ATTEMPTS = 2
-"""Looks that must fail before a bucket that was there counts as away: one may meet a connection that just ended."""
+"""Requests that must fail before a bucket that was there counts as away: one may meet a connection that just ended.
+Both share `LIST_S`: the second goes out when the first fails, or beside it when half of the time is over."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TOKEN_KEY = "AWS_SESSION_TOKEN"
 SECRET_LOST = ("SecretNotFound", SECRET_NOT_READABLE)
 """With a namespace go its Secrets, and the Role that let us read them, before what waits for us."""
+SILENT = "Timeout"
+"""Why a store that cannot be asked is not reachable: nothing, or nothing of use, came back."""
 UNKNOWN = StoreState(None, "Pending", "the bucket has not been looked at yet")
 _PROBED = re.compile(re.escape(PROBE) + "[0-9a-f]{32}")
 """Another key at each look: told, it would change the status of whoever lies there."""
@@ -67,6 +78,8 @@ class _Credentials:
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    region: str | None = None
+    """Where the resource and the installation name none: the pods have it in their environment."""
 
 
 class _NoSecretError(Exception):
@@ -82,6 +95,8 @@ class _Bucket:
     """One target, and what is known of it."""
 
     target: Target
+    doors: tuple[Door, ...]
+    """Held for as long as the bucket is in use."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     store: S3Store | None = None
     version: str = ""
@@ -101,12 +116,18 @@ class _Bucket:
 class Buckets:
     """Every bucket that a resource lies in."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, mounts: Mounts | None = None) -> None:
+        """`mounts` is told which version each Secret has; None where nobody has one as files."""
         self._parts = parts
+        self._mounts = mounts
         self._buckets: dict[Target, _Bucket] = {}
         self._places: dict[Key, Target] = {}
         """Where each resource lies."""
+        self._asking = Asking(parts.runtime)
+        self._secrets = asyncio.Semaphore(SECRETS_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
+        self._looks: dict[_Bucket, asyncio.Task[None]] = {}
+        """Begun by the watch; at most one at each."""
 
     def start(self) -> None:
         """Begin to look at what is in use; whoever lies there is called when the answer turns."""
@@ -116,6 +137,10 @@ class Buckets:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._looks.values():
+            task.cancel()
+        await asyncio.gather(*self._looks.values(), return_exceptions=True)
+        await self._asking.close()
         for bucket in self._buckets.values():
             await self._release(bucket)
         self._buckets.clear()
@@ -137,13 +162,19 @@ class Buckets:
             wanted = target(namespace, storage, self._parts.settings)
         except Invalid as error:
             return None, StoreState(False, "NotConfigured", error.message)
-        bucket = self._buckets.setdefault(wanted, _Bucket(wanted))
+        bucket = self._buckets.get(wanted)
+        if bucket is None:
+            bucket = self._buckets[wanted] = _Bucket(wanted, self._asking.doors(wanted))
         if user is not None:
             self._used(user, wanted)
-        await self._look(bucket, self._patience_s(bucket))
+        if self._is_silent(bucket) and self._task is not None and bucket.users:
+            # The watch looks soon, and calls when the answer turns: a turn spent here is one less for others.
+            bucket.suspected = True
+        else:
+            await self._look(bucket, self._patience_s(bucket))
         if last and bucket.state.reason in SECRET_LOST and bucket.store is not None:
             try:
-                await self._ask(bucket.store, proven=True)
+                await self._asking.listed(bucket.doors, bucket.store, 1)
             except LakehouseError:
                 return None, bucket.state
             return bucket.store, REACHABLE
@@ -175,6 +206,14 @@ class Buckets:
             if bucket is not None:
                 bucket.suspected = True
 
+    def refused(self, namespace: str, storage: Mapping[str, Any] | None, pods: Iterable[str]) -> None:
+        """Pods do not reach that place: it may be away for all, or their keys are old."""
+        self.suspect(namespace, storage)
+        secret = target(namespace, storage, self._parts.settings).secret
+        if secret and self._mounts is not None:
+            for pod in pods:
+                self._mounts.doubt(namespace, secret, pod)
+
     def forget(self, user: Key) -> None:
         """A resource is gone."""
         place = self._places.pop(user, None)
@@ -195,29 +234,54 @@ class Buckets:
             return FRESH_S
         return max(LOOK_S, IDLE_LOOK_S)
 
+    def _pace_s(self, bucket: _Bucket) -> float:
+        """Between looks by the watch."""
+        active = self._is_active(bucket)
+        if bucket.suspected or (active and self._is_silent(bucket)):
+            return FRESH_S
+        return LOOK_S if active else IDLE_LOOK_S
+
+    def _is_silent(self, bucket: _Bucket) -> bool:
+        return bucket.state.reason == SILENT
+
     async def _watch(self) -> None:
+        pause_s = WATCH_S
         while True:
-            await self._parts.runtime.sleep(WATCH_S)
+            await self._parts.runtime.sleep(pause_s)
             try:
-                await self._watch_once()
+                pause_s = self._begin()
+                await self._release_unused()
             except Exception:
                 logger.exception("cannot look at buckets: trying again")
 
-    async def _watch_once(self) -> None:
-        gate = asyncio.Semaphore(LOOKS_AT_ONCE)
+    def _begin(self) -> float:
+        """Look at every bucket that is due, each by itself.  How long until the next is due, at most `WATCH_S`."""
+        pause_s = WATCH_S
+        for bucket in self._buckets.values():
+            if not bucket.users or bucket in self._looks:
+                continue
+            pace_s = self._pace_s(bucket)
+            left_s = pace_s - self._age_s(bucket)
+            if left_s > 0:
+                pause_s = min(pause_s, max(left_s, INSTANT_S))
+            else:
+                url = bucket.target.url
+                self._looks[bucket] = self._parts.runtime.spawn(
+                    self._look_by_itself(bucket, pace_s), name=f"look {url}"
+                )
+        return pause_s
 
-        async def look(bucket: _Bucket, patience_s: float) -> None:
-            async with gate:
-                with contextlib.suppress(LakehouseError):
-                    await self._look(bucket, patience_s)
+    async def _look_by_itself(self, bucket: _Bucket, patience_s: float) -> None:
+        try:
+            await self._look(bucket, patience_s)
+        except Exception as error:
+            if not isinstance(error, LakehouseError):
+                logger.exception("cannot look at a bucket: trying again. url=%s", bucket.target.url)
+            await self._parts.runtime.sleep(FRESH_S)
+        finally:
+            del self._looks[bucket]
 
-        await asyncio.gather(
-            *(
-                look(one, LOOK_S if self._is_active(one) else IDLE_LOOK_S)
-                for one in self._buckets.values()
-                if one.users
-            )
-        )
+    async def _release_unused(self) -> None:
         for place, bucket in list(self._buckets.items()):
             if not bucket.users and self._age_s(bucket) > IDLE_LOOK_S and not bucket.lock.locked():
                 del self._buckets[place]
@@ -250,7 +314,8 @@ class Buckets:
     async def _seen(self, bucket: _Bucket) -> StoreState:
         """Whatever is wrong with a place is something seen of it, or nobody who lies there would get another turn."""
         try:
-            credentials = await self._credentials(bucket.target)
+            async with self._secrets:
+                credentials = await self._credentials(bucket.target)
         except _NoSecretError as error:
             return StoreState(False, error.reason, error.detail)
         except Unavailable:  # the API server is away: that says nothing about the bucket
@@ -271,24 +336,29 @@ class Buckets:
     async def _answer(self, bucket: _Bucket) -> StoreState:
         assert bucket.store is not None
         attempts = ATTEMPTS if bucket.state.reachable else 1
-        for attempt in range(1, attempts + 1):
-            try:
-                await self._ask(bucket.store, proven=bucket.proven)
-            except LakehouseError as error:
-                if attempt == attempts:
-                    return _told(bucket.target, error)
-            else:
-                break
+        try:
+            await self._asking.listed(bucket.doors, bucket.store, attempts)
+            if not bucket.proven:
+                await self._prove(bucket.store, attempts)
+        except LakehouseError as error:
+            return _told(bucket.target, error)
         bucket.proven = True
         return REACHABLE
 
-    async def _ask(self, store: S3Store, *, proven: bool) -> None:
-        limit_s = LIST_S if proven else PROVE_S
-        try:
-            async with asyncio.timeout(limit_s):
-                await (store.list(PROBE, limit=1) if proven else probe(store, self._parts.runtime))
-        except TimeoutError as error:
-            raise Unavailable(f"the bucket did not answer within {limit_s:g} s. url=`{store.url}`") from error
+    async def _prove(self, store: S3Store, attempts: int) -> None:
+        for left in reversed(range(attempts)):
+            try:
+                async with asyncio.timeout(PROVE_S):
+                    await probe(store, self._parts.runtime)
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"the store was not proven within {PROVE_S:g} s. url=`{store.url}`"
+                ) from error
+            except LakehouseError:
+                if not left:
+                    raise
+            else:
+                return
 
     # ---------------------------------------------------------------- opening
 
@@ -302,9 +372,14 @@ class Buckets:
                 f"there is no such Secret: create it with {' and '.join(SECRET_KEYS)}, or name another. "
                 f"secret=`{place.namespace}/{place.secret}`",
             )
+        version = str(body["metadata"]["resourceVersion"])
+        if self._mounts is not None:
+            self._mounts.seen(place.namespace, place.secret, version)
         data = body.get("data") or {}
         try:
-            access, secret, token = (_decoded(data.get(name)) for name in (*SECRET_KEYS, TOKEN_KEY))
+            access, secret, token, region, other = (
+                _decoded(data.get(name)) for name in (*SECRET_KEYS, TOKEN_KEY, REGION, OTHER_REGION)
+            )
         except ValueError as error:
             raise _NoSecretError(
                 "SecretInvalid", f"the Secret is not text. secret=`{place.secret}`"
@@ -314,7 +389,7 @@ class Buckets:
                 "SecretInvalid",
                 f"the Secret needs the keys {' and '.join(SECRET_KEYS)}. secret=`{place.namespace}/{place.secret}`",
             )
-        return _Credentials(str(body["metadata"]["resourceVersion"]), access, secret, token or None)
+        return _Credentials(version, access, secret, token or None, region or other or None)
 
     async def _open(self, bucket: _Bucket, credentials: _Credentials) -> None:
         place, runtime = bucket.target, self._parts.runtime
@@ -322,11 +397,12 @@ class Buckets:
             bucket.certificates = await runtime.run_io(_written, place.ca_bundle)
         settings = S3Settings(
             endpoint=place.endpoint or None,
-            region=place.region or None,
+            region=place.region or credentials.region,
             access_key_id=credentials.access_key_id,
             secret_access_key=credentials.secret_access_key,
             session_token=credentials.session_token,
             ca_bundle=str(bucket.certificates) if bucket.certificates else None,
+            read_timeout_s=READ_TIMEOUT_S,
         )
         await self._shut(bucket)
         bucket.settings = settings
@@ -355,7 +431,7 @@ def unreachable(error: LakehouseError) -> StoreState:
         case BucketNotFound():
             reason = "BucketNotFound"
         case Unavailable():
-            reason = "Timeout"
+            reason = SILENT
         case _:
             reason = "NotUsable"
     return StoreState(False, reason, _PROBED.sub(f"{PROBE}…", error.message))

@@ -46,7 +46,10 @@ class Target:
 
 
 def target(namespace: str, storage: Mapping[str, Any] | None, settings: Settings) -> Target:
-    """Where a resource of `namespace` with this `spec.storage` lies.  Raises `Invalid` where nobody names a bucket."""
+    """Where a resource of `namespace` with this `spec.storage` lies.
+
+    Raises `Invalid` where nobody names a bucket, or the prefix can be none.
+    """
     asked = storage or {}
     s3 = asked.get("s3") or {}
     bucket = s3.get("bucket") or settings.default_s3_bucket
@@ -64,9 +67,16 @@ def target(namespace: str, storage: Mapping[str, Any] | None, settings: Settings
     return Target(
         namespace=namespace,
         bucket=bucket,
-        prefix=checked_key(prefix) if prefix else "",
+        prefix=_checked_prefix(prefix),
         endpoint=s3.get("endpoint") or settings.default_s3_endpoint,
         region=s3.get("region") or settings.default_s3_region,
         secret=secret or ("" if own else settings.default_credentials_secret),
         ca_bundle=s3.get("caBundle") or ("" if own else settings.default_s3_ca_bundle),
     )
+
+
+def _checked_prefix(prefix: str) -> str:
+    try:
+        return checked_key(prefix) if prefix else ""
+    except Invalid as error:
+        raise Invalid(f"storage.s3.prefix cannot be used: {error.message}") from error

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakehouse import lives
-from lakehouse.catalog import Catalog
 from lakehouse.control import facts
 from lakehouse.control.kinds import VECTOR_INDEX
 from lakehouse.control.state import DatasetVersion
@@ -20,6 +19,7 @@ from lakehouse.store.base import ObjectStore
 from lakehouse_operator import jobs
 from lakehouse_operator.kube import JOB
 from lakehouse_operator.parts import Parts
+from lakehouse_operator.records import Records
 
 READS_AT_ONCE = 16
 
@@ -31,21 +31,25 @@ class Found:
     current: DatasetVersion | None = None
     versions: tuple[int, ...] = ()
     pinned: frozenset[int] = frozenset()
+    left_behind: bool = False
 
 
-async def of_dataset(parts: Parts, store: ObjectStore, namespace: str, name: str, keep: int) -> Found:
+async def of_dataset(
+    parts: Parts, records: Records, store: ObjectStore, namespace: str, name: str, keep: int
+) -> Found:
     """The versions there are.  Raises `Corrupt` when the newest cannot be read, and `Unavailable`."""
-    catalog = Catalog(store, parts.runtime)
     try:
-        newest = await catalog.manifest(name)
-        numbers = tuple(await catalog.versions(name))
-    except NotFound:
+        chain = await records.chain(store, name)
+    except NotFound:  # it went just now
         return Found()
+    if chain.newest is None:
+        return Found(left_behind=chain.left_behind)
+    numbers = tuple(chain.versions)
     pinned = frozenset(_declared(parts.cache.resources(VECTOR_INDEX, namespace), name))
     pinned |= frozenset(_building(parts.cache.resources(JOB, namespace), name))
     if set(numbers[:-keep]) - pinned:
         pinned |= await _living(store, name)
-    return Found(facts.version(newest), numbers, pinned)
+    return Found(facts.version(chain.newest), numbers, pinned)
 
 
 def _declared(bodies: Iterable[Mapping[str, Any]], dataset: str) -> Iterable[int]:

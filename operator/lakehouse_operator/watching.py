@@ -114,10 +114,14 @@ class Watcher:
 
     def put(self, body: dict[str, Any]) -> None:
         """An object that is there: those concerned are called if that is news."""
+        if not self._cache.is_news(
+            body
+        ):  # as most of a list is: to know who is concerned takes a look at all
+            return
         key = key_of(body)
         before = self._cache.concerned(key) if self._cache.resource(key) is not None else set()
-        if self._cache.put(body):
-            self._called(key, before | self._cache.concerned(key))
+        self._cache.put(body)
+        self._called(key, before | self._cache.concerned(key))
 
     def remove(self, key: Key, uid: str = "") -> None:
         """An object that is gone."""

@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from chart.rendering import CHART, Body, helm, objects, pods, sets, values
+from chart.rendering import CHART, Body, environment, helm, objects, pods, sets, values
 from kube_api_server import KubeApiServer
+from lakehouse_operator import peers
 
 OPERATOR = "system:serviceaccount:{}:lake-operator"
 GATEWAY = "system:serviceaccount:{}:lake-gateway"
@@ -32,6 +33,10 @@ class Cluster:
         done = self.helm("upgrade", "--install", "lake", str(CHART), *options, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def roll_back(self, revision: int) -> None:
+        done = self.helm("rollback", "lake", str(revision))
+        assert done.returncode == 0, done.stderr
 
     def uninstall(self) -> None:
         done = self.helm("uninstall", "lake")
@@ -80,9 +85,9 @@ def cluster(kube_api: KubeApiServer, request: pytest.FixtureRequest) -> Cluster:
 
 def test_keys_are_made_once_and_kept_over_upgrades_and_uninstalling(cluster: Cluster) -> None:
     cluster.upgrade()
-    keys, peers = cluster.secret("lake-keys"), cluster.secret("lakehouse-peer-key")
-    assert len({keys["admin"], keys["write"], keys["read"], peers["peer-key"]}) == 4
-    assert all(len(key) == 43 for key in (keys["admin"], keys["write"], keys["read"], peers["peer-key"]))
+    keys, shared = cluster.secret("lake-keys"), cluster.secret("lakehouse-peer-key")
+    assert len({keys["admin"], keys["write"], keys["read"], shared["peer-key"]}) == 4
+    assert all(len(key) == 43 for key in (keys["admin"], keys["write"], keys["read"], shared["peer-key"]))
     assert json.loads(keys["keys.json"]) == [
         _hashed(right, keys[right]) for right in ("admin", "read", "write")
     ]
@@ -90,14 +95,14 @@ def test_keys_are_made_once_and_kept_over_upgrades_and_uninstalling(cluster: Clu
     generation = cluster.get("deployment", "lake-pool")["metadata"]["generation"]
     cluster.upgrade()
     assert cluster.secret("lake-keys") == keys
-    assert cluster.secret("lakehouse-peer-key") == peers
+    assert cluster.secret("lakehouse-peer-key") == shared
     assert cluster.get("deployment", "lake-pool")["metadata"]["generation"] == generation
 
     cluster.uninstall()
     assert cluster.get("deployment", "lake-pool") == {}
     cluster.upgrade()
     assert cluster.secret("lake-keys") == keys
-    assert cluster.secret("lakehouse-peer-key") == peers
+    assert cluster.secret("lakehouse-peer-key") == shared
 
 
 def _hashed(right: str, key: str) -> dict[str, str]:
@@ -124,6 +129,25 @@ def test_a_key_that_the_operator_made_is_used_and_not_taken(cluster: Cluster) ->
     cluster.upgrade()
     assert cluster.secret("lakehouse-peer-key") == {"peer-key": "0123456789abcdef"}
     assert "annotations" not in cluster.get("secret", "lakehouse-peer-key")["metadata"]
+
+
+def test_after_the_operator_made_the_peer_key_again_helm_upgrades_and_rolls_back(cluster: Cluster) -> None:
+    cluster.upgrade()
+    for act in (lambda: cluster.roll_back(1), cluster.upgrade, lambda: cluster.roll_back(2)):
+        cluster.server.kubectl("-n", cluster.namespace, "delete", "secret", "lakehouse-peer-key")
+        made = peers.secret(cluster.namespace, "made-by-the-operator", _release_told(cluster))
+        cluster.server.kubectl("create", "-f", "-", document=json.dumps(made))
+        act()
+        assert len(cluster.secret("lakehouse-peer-key")["peer-key"]) > 0
+    cluster.upgrade()
+    cluster.uninstall()
+    assert "peer-key" in cluster.secret("lakehouse-peer-key")
+
+
+def _release_told(cluster: Cluster) -> str:
+    """What the chart tells the operator of the release."""
+    (container,) = cluster.get("deployment", "lake-operator")["spec"]["template"]["spec"]["containers"]
+    return str(environment(container)["LAKEHOUSE_OPERATOR_HELM_RELEASE"])
 
 
 def test_the_stores_credentials_are_kept_with_what_they_guard(cluster: Cluster) -> None:
@@ -204,11 +228,11 @@ OWN = (
     "get secrets:lakehouse-peer-key",
     "create secrets",
 )
+AT_THE_END = tuple(f"delete {kind}" for kind in KINDS)
+"""Where the operator lives, if it keeps resources there: with its own namespace they go before it does."""
 NEVER = (
     *(f"{verb} secrets" for verb in ("list", "watch", "update", "patch", "delete")),
     f"create vectorindexes.{GROUP}",
-    f"delete vectorindexes.{GROUP}",
-    f"delete datasets.{GROUP}",
     "get pods",
     "create pods",
     "delete pods",
@@ -225,7 +249,7 @@ NEVER = (
 
 def test_the_operator_may_do_its_work_in_its_namespace_alone(cluster: Cluster) -> None:
     cluster.upgrade()
-    assert cluster.allowed(OPERATOR, *WORK, *OWN) == [*WORK, *OWN]
+    assert cluster.allowed(OPERATOR, *WORK, *OWN, *AT_THE_END) == [*WORK, *OWN, *AT_THE_END]
     itself = f"get namespaces:{cluster.namespace}"
     assert cluster.allowed(OPERATOR, itself, "get namespaces:kube-system") == [itself]
     assert cluster.allowed(OPERATOR, *NEVER) == []
@@ -238,9 +262,9 @@ def test_the_operator_of_several_namespaces_may_work_in_each_and_lead_in_its_own
     notes = cluster.upgrade("--set", f"watchNamespaces={{{other}}}")
     assert f"kubectl -n {other} apply" in notes
     assert cluster.allowed(OPERATOR, *WORK, namespace=other) == list(WORK)
-    assert cluster.allowed(OPERATOR, *NEVER, *OWN[:3], namespace=other) == []
+    assert cluster.allowed(OPERATOR, *NEVER, *AT_THE_END[:2], *OWN[:3], namespace=other) == []
     assert cluster.allowed(OPERATOR, *OWN) == list(OWN)
-    assert cluster.allowed(OPERATOR, "create deployments.apps", "get secrets:lake-s3") == []
+    assert cluster.allowed(OPERATOR, *AT_THE_END, "create deployments.apps", "get secrets:lake-s3") == []
     # With a namespace goes its Role, and what is left there must be let go all the same.
     freed = [f"{verb} {kind}" for kind in KINDS for verb in ("get", "list", "watch", "patch")]
     freed += [f"patch {kind}/status" for kind in KINDS]
@@ -251,7 +275,8 @@ def test_the_operator_of_several_namespaces_may_work_in_each_and_lead_in_its_own
 def test_the_operator_of_every_namespace_may_work_in_all(cluster: Cluster) -> None:
     cluster.upgrade("--set", "watchNamespaces={*}")
     assert cluster.allowed(OPERATOR, *WORK, namespace="default") == list(WORK)
-    assert cluster.allowed(OPERATOR, *NEVER, *OWN[:3], namespace="default") == []
+    assert cluster.allowed(OPERATOR, *NEVER, *AT_THE_END[:2], *OWN[:3], namespace="default") == []
+    assert cluster.allowed(OPERATOR, *AT_THE_END) == list(AT_THE_END)
     assert cluster.allowed(OPERATOR, "get namespaces:kube-system") != []
     cluster.uninstall()
     assert cluster.allowed(OPERATOR, *WORK, namespace="default") == []

@@ -3,6 +3,7 @@
 import base64
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,7 +258,8 @@ def test_who_reaches_the_store_has_its_secret_as_files_that_anybody_in_the_pod_m
     for pod, spec in pods(objects(*values(name))):
         (container,) = spec["containers"]
         given = [one["secretRef"]["name"] for one in container.get("envFrom", ()) if "secretRef" in one]
-        mounted = [one for one in spec.get("volumes", ()) if "secret" in one]
+        volumes = [one for one in spec.get("volumes", ()) if one["name"] != "peer-key"]
+        mounted = [one for one in volumes if "secret" in one]
         if "-minio" not in pod:
             assert [one["secret"] for one in mounted] == [
                 {"secretName": secret, "defaultMode": 0o444} for secret in given
@@ -421,14 +423,17 @@ def test_a_server_starts_with_what_its_pod_is_told(
     for secret in (one for one in container["env"] if "secretKeyRef" in str(one)):
         chosen = secret["valueFrom"]["secretKeyRef"]
         there = of_kind(bodies, "Secret").get(chosen["name"], {"data": {}})["data"]
-        given = {"keys.json": "W10=" if name == "cluster" else GIVEN, "peer-key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
+        given = {"keys.json": "W10=" if name == "cluster" else GIVEN}
         data = there.get(chosen["key"], given[chosen["key"]])
         monkeypatch.setenv(secret["name"], base64.b64decode(data).decode())
     settings = load()
     assert settings.host == "0.0.0.0"
     assert settings.insecure is (name == "cluster")
     assert bool(settings.keys) is (name != "cluster")
-    assert settings.peer_key is not None
+    assert (settings.peer_key_file is not None) is (component != "query")  # who asks its like, and is asked
+    if settings.peer_key_file is not None:
+        (mount,) = (one for one in container["volumeMounts"] if one["name"] == "peer-key")
+        assert settings.peer_key_file == Path(mount["mountPath"]) / "peer-key"
     assert (
         settings.drain_s + settings.shutdown_s
         < body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]

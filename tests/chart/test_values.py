@@ -249,10 +249,11 @@ def test_sql_may_have_credentials_of_its_own() -> None:
     deployments = of_kind(objects(*arguments), "Deployment")
     specs = {name: body["spec"]["template"]["spec"] for name, body in deployments.items()}
     found = {
-        name: (container["envFrom"][0]["secretRef"]["name"], spec["volumes"][-1]["secret"]["secretName"])
+        name: (container["envFrom"][0]["secretRef"]["name"], volume["secret"]["secretName"])
         for name, spec in specs.items()
         for container in spec["containers"]
-        if "envFrom" in container
+        for volume in spec["volumes"]
+        if "envFrom" in container and volume["name"] == "credentials"
     }
     assert found == {"lake-pool": ("all", "all"), "lake-query": ("some", "some")}
 

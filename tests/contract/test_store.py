@@ -38,13 +38,6 @@ ODD_KEYS = [
 ]
 
 
-@pytest.fixture
-def runtime() -> Iterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
-
-
 @pytest.fixture(params=STORES)
 async def store(
     request: pytest.FixtureRequest, runtime: SystemRuntime, tmp_path: Path

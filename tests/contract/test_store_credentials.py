@@ -86,6 +86,31 @@ def test_a_processs_settings_say_how_its_bucket_is_reached() -> None:
     assert S3Settings.of(told) == S3Settings("http://minio:9000", "eu", credentials_dir=Path("/keys"))
 
 
+@pytest.mark.parametrize(
+    ("said", "variables", "region"),
+    [
+        ("eu-west-1", {"AWS_REGION": "eu-west-2"}, "eu-west-1"),
+        (None, {"AWS_REGION": "eu-west-2", "AWS_DEFAULT_REGION": "eu-west-3"}, "eu-west-2"),
+        (None, {"AWS_DEFAULT_REGION": "eu-west-3"}, "eu-west-3"),
+        (None, {}, "us-east-1"),
+    ],
+)
+async def test_the_region_is_what_was_said_or_what_aws_says_by_its_own_names(
+    runtime: SystemRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str | None,
+    variables: dict[str, str],
+    region: str,
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    store = S3Store("lake", "", runtime, S3Settings(region=said))
+    assert store._client.meta.region_name == region
+    await store.close()
+
+
 def reached(minio: MinioServer, directory: Path) -> S3Settings:
     return S3Settings(endpoint=minio.endpoint, credentials_dir=directory)
 

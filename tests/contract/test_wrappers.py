@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from lakehouse.store.wrappers import (
     ScriptedFaults,
     kinds_for,
 )
-
-
-@pytest.fixture
-def runtime() -> Iterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
 
 
 def faulty(

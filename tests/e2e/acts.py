@@ -21,6 +21,14 @@ def index_pods(release: Release, index: str) -> list[Body]:
     return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
+def restarts(pods: list[Body]) -> dict[str, int]:
+    """How often each pod's containers were started anew, by its uid: pods that go on have the same."""
+    return {
+        pod["metadata"]["uid"]: sum(one["restartCount"] for one in pod["status"]["containerStatuses"])
+        for pod in pods
+    }
+
+
 def names(pods: list[Body]) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods}
 
@@ -65,6 +73,27 @@ def kill_writer(release: Release, index: str) -> str:
     name = str(pods[0]["metadata"]["name"])
     release.cluster.kubectl("delete", "pod", name, "--force", "--grace-period=0", namespace=release.namespace)
     return name
+
+
+def wait_for_leader(release: Release) -> None:
+    """Until the operator that is there leads: one that was killed before it could let the Lease go is waited for."""
+    until(
+        "the operator to lead",
+        lambda: leader(release).rpartition("_")[0],
+        lambda holder: holder in [pod["metadata"]["name"] for pod in release.operator_pods()],
+    )
+
+
+def leader(release: Release) -> str:
+    """Who holds the operator's Lease."""
+    return release.cluster.kubectl(
+        "get",
+        "lease",
+        f"{release.name}-operator",
+        "-o",
+        "jsonpath={.spec.holderIdentity}",
+        namespace=release.namespace,
+    )
 
 
 def kill_operator(release: Release) -> None:

@@ -63,7 +63,8 @@ def chosen() -> str:
 
 
 def _pytest(engine: str, more: list[str], *, soak: bool) -> int:
-    command = [sys.executable, "-m", "pytest", "-rsfE", "--durations=15", "-p", "no:cacheprovider"]
+    told = "-rsfEP" if soak else "-rsfE"  # the long runs count and measure: their figures are for people
+    command = [sys.executable, "-m", "pytest", told, "--durations=15", "-p", "no:cacheprovider"]
     command += ["-m", "soak", "--soak"] if soak else []
     tests = [] if any(argument.startswith("tests/") for argument in more) else ["tests/e2e"]
     environment = os.environ | {"LAKEHOUSE_E2E_ENGINE": engine}

@@ -20,20 +20,26 @@ NAMESPACE = "lakehouse-e2e-store"
 NAME = "minio"
 PORT = 9000
 ENDPOINT = f"http://{NAME}.{NAMESPACE}.svc:{PORT}"
-"""As pods reach it."""
+"""As pods reach the one of the session."""
 DIRECTORY = "/srv/lakehouse-e2e-minio"
 
 
 class Store:
     """The running MinIO; `client` looks into it."""
 
-    def __init__(self, cluster: Cluster, image: str, node: str, access_key: str, secret_key: str) -> None:
+    def __init__(self, cluster: Cluster, image: str, node: str, namespace: str) -> None:
         self.cluster = cluster
+        self.namespace = namespace
         self.node = node
         self.image = image
-        self.access_key = access_key
-        self.secret_key = secret_key
+        self.access_key = "e2e" + secrets.token_hex(6)
+        self.secret_key = secrets.token_hex(20)
         self.address = ""
+
+    @property
+    def endpoint(self) -> str:
+        """As pods reach it."""
+        return f"http://{NAME}.{self.namespace}.svc:{PORT}"
 
     @property
     def client(self) -> "boto3.client":
@@ -81,13 +87,21 @@ class Store:
 
     def stop(self) -> None:
         """Take it away, and wait until it is gone: no second one may open the same directory."""
-        self.cluster.kubectl("scale", f"deployment/{NAME}", "--replicas=0", namespace=NAMESPACE)
-        until("MinIO to end", lambda: self.cluster.all("Pod", NAMESPACE), lambda pods: not pods)
+        self.cluster.kubectl("scale", f"deployment/{NAME}", "--replicas=0", namespace=self.namespace)
+        until("MinIO to end", lambda: self.cluster.all("Pod", self.namespace), lambda pods: not pods)
 
     def start(self) -> None:
         """Bring it back, and wait until it answers."""
-        self.cluster.kubectl("scale", f"deployment/{NAME}", "--replicas=1", namespace=NAMESPACE)
-        self.cluster.wait_for_rollout(NAMESPACE, NAME)
+        self.cluster.kubectl("scale", f"deployment/{NAME}", "--replicas=1", namespace=self.namespace)
+        self.cluster.wait_for_rollout(self.namespace, NAME)
+        self.wait_until_up()
+
+    def change_key(self) -> None:
+        """From now on another key opens it, and the one before does not; MinIO takes a few seconds for that."""
+        self.secret_key = secrets.token_hex(20)
+        told = f"MINIO_ROOT_PASSWORD={self.secret_key}"
+        self.cluster.kubectl("set", "env", f"deployment/{NAME}", told, namespace=self.namespace)
+        self.cluster.wait_for_rollout(self.namespace, NAME)
         self.wait_until_up()
 
     def wait_until_up(self, seconds: float = 90.0) -> None:
@@ -95,14 +109,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def running(cluster: Cluster, image: Image) -> Iterator[Store]:
+def running(cluster: Cluster, image: Image, namespace: str = NAMESPACE) -> Iterator[Store]:
     """Deploy it, wait, and lend it; it stays until the cluster or its namespace ends."""
-    cluster.fresh_namespace(NAMESPACE, restricted=False)
+    cluster.fresh_namespace(namespace, restricted=False)
     node = min(item["metadata"]["name"] for item in _nodes(cluster))
-    store = Store(cluster, image.name, node, "e2e" + secrets.token_hex(6), secrets.token_hex(20))
+    store = Store(cluster, image.name, node, namespace)
     cluster.apply(_manifests(store))
-    cluster.wait_for_rollout(NAMESPACE, NAME)
-    with cluster.reach(NAMESPACE, NAME, PORT) as address:
+    cluster.wait_for_rollout(namespace, NAME)
+    with cluster.reach(namespace, NAME, PORT) as address:
         store.address = address
         store.wait_until_up()
         yield store
@@ -147,7 +161,7 @@ def _manifests(store: Store) -> list[Body]:
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": NAME, "namespace": NAMESPACE},
+            "metadata": {"name": NAME, "namespace": store.namespace},
             "spec": {
                 "replicas": 1,
                 "strategy": {"type": "Recreate"},
@@ -158,7 +172,7 @@ def _manifests(store: Store) -> list[Body]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": NAME, "namespace": NAMESPACE},
+            "metadata": {"name": NAME, "namespace": store.namespace},
             # The only one: while it runs it is reached, even if its node says nothing.
             "spec": {
                 "selector": labels,

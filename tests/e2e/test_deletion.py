@@ -83,6 +83,15 @@ def test_a_namespace_goes_with_the_operator_down(wide: Release) -> None:
     assert wide.store.keys(wide.bucket, f"{namespace}/_vectors/gone/")
 
 
+def test_the_operators_own_namespace_goes(wide: Release) -> None:
+    """The cluster ends the operator first, and nothing waits for one that is gone; under Delete the data goes too."""
+    wide.cluster.kubectl("scale", "deployment/wide-operator", "--replicas=1", namespace=HOME)
+    fill(wide, HOME, policy="Delete")
+    delete_namespace(wide, HOME)
+    keys = wide.store.keys(wide.bucket, f"{HOME}/")
+    assert not [key for key in keys if key.endswith((".lhv1", ".parquet"))]
+
+
 def test_a_dropped_index_leaves_only_what_the_log_needs(lakehouse: Release) -> None:
     """Under Delete the items are gone from the bucket, and the name is free for another life."""
     cluster, namespace = lakehouse.cluster, lakehouse.namespace

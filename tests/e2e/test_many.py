@@ -13,6 +13,8 @@ DATASETS = 200
 MEMORY_BYTES_MAX = 250 << 20
 CPU_SHARE_MAX = 0.02
 MINUTE_S = 60.0
+MINUTES = 6
+"""More than the interval in which the operator looks at everything again."""
 
 
 @pytest.mark.soak
@@ -36,15 +38,14 @@ def test_hundreds_of_idle_resources(lakehouse: Release) -> None:
         seconds=2400,
     )
     time.sleep(MINUTE_S)
-    before, began = cpu_seconds(lakehouse), time.monotonic()
-    time.sleep(MINUTE_S)
-    share = (cpu_seconds(lakehouse) - before) / (time.monotonic() - began)
+    shares = [cpu_share_of_a_minute(lakehouse) for _ in range(MINUTES)]
     memory = metric(lakehouse, "process_resident_memory_bytes")
     print(
-        f"the operator with {SUSPENDED} + {DATASETS} resources: {memory / 2**20:.0f} MiB, {share:.2%} of a core"
+        f"the operator with {SUSPENDED} + {DATASETS} resources: {memory / 2**20:.0f} MiB, "
+        f"{', '.join(f'{share:.2%}' for share in shares)} of a core in each of {MINUTES} minutes"
     )
     assert memory < MEMORY_BYTES_MAX
-    assert share < CPU_SHARE_MAX
+    assert max(shares) < CPU_SHARE_MAX
     cluster.kubectl("delete", "vix,dset", "--all", "--wait=false", namespace=namespace)
     until(
         "all of them to be gone",
@@ -77,6 +78,13 @@ def metric(release: Release, name: str) -> float:
     found = [float(line.split()[-1]) for line in text.splitlines() if line.split()[:1] == [name]]
     assert len(found) == 1, f"{name} in:\n{text}"
     return found[0]
+
+
+def cpu_share_of_a_minute(release: Release) -> float:
+    """What the operator takes of a core from now on."""
+    before, began = cpu_seconds(release), time.monotonic()
+    time.sleep(MINUTE_S)
+    return (cpu_seconds(release) - before) / (time.monotonic() - began)
 
 
 def cpu_seconds(release: Release) -> float:

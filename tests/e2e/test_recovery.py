@@ -62,4 +62,4 @@ def test_the_same_yaml_over_the_same_bucket_brings_everything_back(
             assert client.search("written", rows()[42], k=1)[0].id == "i42"
             assert client.count("undeclared") == 1
             assert client.sql("SELECT sum(price) FROM prices").rows() == [(3,)]
-    cluster.kubectl("delete", "namespace", SECOND, "--timeout=120s")
+    cluster.kubectl("delete", "namespace", SECOND, "--wait=false")  # nobody needs it to be gone

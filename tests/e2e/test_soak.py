@@ -7,7 +7,16 @@ import time
 
 import pytest
 
-from e2e.acts import DIMENSION, QUIET, drop, kill_operator, kill_writer, make, wait_for_replicas
+from e2e.acts import (
+    DIMENSION,
+    QUIET,
+    drop,
+    kill_operator,
+    kill_writer,
+    make,
+    wait_for_leader,
+    wait_for_replicas,
+)
 from e2e.load import Load
 from e2e.release import Release
 
@@ -55,6 +64,7 @@ def test_the_operator_is_killed_again_and_again(lakehouse: Release, chance: rand
             )
             time.sleep(chance.random() * PAUSE_S_MAX)
             kill_operator(lakehouse)
+            wait_for_leader(lakehouse)
             load.wait_for(QUIET)
         lakehouse.cluster.wait_for_rollout(lakehouse.namespace, f"{lakehouse.name}-operator")
         wait_for_replicas(lakehouse, "unled", 1 + (OPERATOR_KILLS - 1) % 3)

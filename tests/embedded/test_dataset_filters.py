@@ -92,6 +92,7 @@ def test_the_same_filter_in_sql_scroll_count_and_batch(lake: LiveLake) -> None:
         ("country = 'SE') UNION SELECT 1 --", "filter"),
         ("country = (SELECT secret FROM nothing_of_this_name)", "nothing_of_this_name"),
         ("length(no_such_column) = 1", "no_such_column"),
+        ("country = ", 'syntax error at or near ")". filter=`country = `'),  # no place in a statement of ours
     ],
 )
 def test_what_neither_side_can_read_is_refused_with_the_reason(lake: LiveLake, text: str, says: str) -> None:

@@ -121,6 +121,40 @@ def test_a_version_that_cannot_be_an_index_is_told_and_the_one_before_is_served(
     lake.until(lambda: lake.get("/vectors/index/followed")["length"] == ROWS + 4, "the next one is served")
 
 
+def _follow(lake: LiveLake, follow: str, **annotations: str) -> None:
+    now = lake.get("/resources/vix/followed")
+    wanted = {part: now[part] for part in ("apiVersion", "kind", "spec")}
+    wanted["spec"]["source"]["dataset"]["follow"] = follow
+    answer = lake.apply({**wanted, "metadata": {"name": "followed", "annotations": annotations}})
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_is_written_while_it_does_not_follow_is_not_replaced_when_it_follows_again(
+    up: Any, tmp_path: Path
+) -> None:
+    publish(LiveLake(tmp_path), 1)
+    lake = up(FOLLOWED)
+    lake.until_ready("followed")
+    assert lake.add("followed", "mine").status_code == 409
+    for marker in (2, 3):
+        _follow(lake, "Once")
+        _follow(lake, "Latest")  # nobody has written to it
+        publish(lake, marker)
+        lake.refresh("d", str(marker))
+        lake.until(lambda marker=marker: _built(lake) == marker, f"version {marker} is served")
+    _follow(lake, "Once")
+    assert lake.add("followed", "mine").status_code == 200
+    _follow(lake, "Latest")
+    publish(lake, 4)
+    lake.refresh("d", "4")
+    lake.until(lambda: lake.condition("vix", "followed", "UpToDate")[1] == "NotEmpty", "it is spared")
+    assert _built(lake) == 3
+    assert "mine" in lake.ids("followed")
+    _follow(lake, "Latest", **{"lakehouse.agentview.dev/adopt": "true"})
+    lake.until(lambda: _built(lake) == 4, "its items are given up")
+    assert "mine" not in lake.ids("followed")
+
+
 def _false(lake: LiveLake, condition: str) -> tuple[str, str, str] | None:
     found = lake.condition("vix", "followed", condition)
     return found if found[0] == "False" and found[1] not in ("Building", "BuildRequired") else None

@@ -282,6 +282,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(server: LiveServer) -> None:
         (("sql", "SELECT 1", "--out", "x.unknown"), Exit.USAGE, "-o json"),
         (("sql", "SELECT 1", "-f", "x.sql"), Exit.USAGE, "not both"),
         (("sql", "-f", "/nowhere/x.sql"), Exit.NOT_FOUND, "no such file"),
+        (("sql", "SELECT 1", "--out", "/nowhere/x.csv"), Exit.NOT_FOUND, "no such folder. folder=`/nowhere`"),
         (("sql", " ; "), Exit.USAGE, "no statement"),
         (("sql", "SELECT $x", "--param", "x"), Exit.USAGE, "NAME=VALUE"),
         (("sql", ENDLESS, "--timeout", "0.3"), Exit.USAGE, "timeout"),
@@ -404,7 +405,7 @@ def test_what_goes_wrong_is_told_and_the_prompt_goes_on(
     assert "still here" in shown.out
 
 
-@pytest.mark.parametrize("leaving", [".quit", ".exit", ".quit;"])
+@pytest.mark.parametrize("leaving", [".quit", ".exit", ".quit;", "exit", "quit;"])
 def test_a_word_leaves(lake: Client, leaving: str, capsys: pytest.CaptureFixture[str]) -> None:
     typed(lake, leaving, "SELECT 'never' AS x;")
     assert "never" not in capsys.readouterr().out

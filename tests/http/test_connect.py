@@ -75,6 +75,16 @@ def test_errors_arrive_as_their_kinds(lake: Client) -> None:
         lakehouse.connect("ftp://somewhere")
 
 
+@pytest.mark.parametrize("where", ["localhost:3110", "127.0.0.1:3110"])
+def test_a_servers_address_without_its_scheme_makes_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.Invalid, match="begins with http"):
+        lakehouse.connect(where)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_with_every_kind_of_character_arrive_as_they_are(lake: Client) -> None:
     lake.storage_put("a b/ü%/?x=1&y", b"1")
     assert lake.storage_get("a b/ü%/?x=1&y") == b"1"

@@ -9,6 +9,7 @@ import pytest
 
 from lakehouse import settings
 from lakehouse.core.errors import Outcome, Unavailable
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.runtime import SystemRuntime
 from lakehouse.server.forwarding import (
     BROKEN_MAX,
@@ -291,7 +292,7 @@ async def test_a_large_body_streams_and_is_sent_once(runtime: Watched) -> None:
 @contextlib.asynccontextmanager
 async def passing(to: Address, runtime: Watched) -> AsyncIterator[Gateway]:
     urls: dict[str, object] = {f"{role}_url": to.url for role in PROXIED_ROLES}
-    gateway = Gateway(settings.load(None, roles="gateway", **urls), runtime)
+    gateway = Gateway(settings.load(None, roles="gateway", **urls), runtime, PeerKey(runtime))
     try:
         yield gateway
     finally:

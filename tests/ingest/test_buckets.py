@@ -7,7 +7,7 @@ import pytest
 
 from ingest.lake import Lake
 from lakehouse import ingest, settings
-from lakehouse.core.errors import Invalid, Unavailable
+from lakehouse.core.errors import NotFound, Unavailable
 from lakehouse.ingest import IngestSpec, Source
 from lakehouse.ingest.sources import _as_regex
 from lakehouse.store.base import ObjectInfo, ObjectStore
@@ -49,7 +49,7 @@ async def test_objects_are_found_by_pattern_and_read_once(lake: Lake, raw: Memor
 async def test_an_object_that_is_not_there_is_refused_by_its_uri(
     lake: Lake, raw: MemoryStore, uri: str
 ) -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(NotFound) as refused:
         await lake.ingest(uri)
     assert f"uri=`{uri}`" in refused.value.message
 

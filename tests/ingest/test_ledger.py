@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ingest.lake import Lake
-from lakehouse.core.errors import Conflict, Invalid
+from lakehouse.core.errors import Conflict, Invalid, LakehouseError, NotFound
 from lakehouse.core.manifest import checked_registration
 from lakehouse.core.schema import SchemaConflict, SchemaPolicy
 from lakehouse.ingest import Mode, Source
@@ -166,22 +166,24 @@ async def test_a_file_whose_name_looks_like_a_pattern_is_that_file(lake: Lake) -
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("uri", "kind"),
     [
-        "{}/none.csv",
-        "{}/*.none",
-        "{}",
-        "/dev/null",
-        "ftp://x/y",
-        "file://host/x",
-        "s3://bucket",
-        "",
-        "upload:x",
+        ("{}/none.csv", NotFound),  # which `Fresh` tells as `SourceUnreachable`
+        ("{}/*.none", NotFound),
+        ("{}", Invalid),
+        ("/dev/null", Invalid),
+        ("ftp://x/y", Invalid),
+        ("file://host/x", Invalid),
+        ("s3://bucket", Invalid),
+        ("", Invalid),
+        ("upload:x", Invalid),
     ],
 )
-async def test_a_source_that_is_not_there_or_no_file_is_refused_by_its_uri(lake: Lake, uri: str) -> None:
+async def test_a_source_that_is_not_there_or_no_file_is_refused_by_its_uri(
+    lake: Lake, uri: str, kind: type[LakehouseError]
+) -> None:
     named = uri.format(lake.sources)
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(kind) as refused:
         await lake.ingest(named)
     assert f"uri=`{named}`" in refused.value.message
 

@@ -222,7 +222,7 @@ def test_a_file_of_no_machine_is_refused(bucket: Bucket, uri: str) -> None:
 
 
 def test_what_is_wrong_with_sources_or_task_is_the_outcome(bucket: Bucket) -> None:
-    assert bucket.refused(ingest("absent.csv"))[0] == "Invalid"
+    assert bucket.refused(ingest("absent.csv"))[0] == "NotFound"
     assert bucket.refused({"act": "Dance"})[0] == "Invalid"
     assert bucket.refused(restore(uuid.uuid4()))[0] == "Invalid"
     asyncio.run(bucket.store().put("a.csv", b"id,price\na,1\n"))
@@ -348,6 +348,79 @@ def test_a_build_replaces_what_lives_and_keeps_it_until_then(bucket: Bucket) -> 
     with bucket.serving() as server:
         server.start()
         assert httpx.get(f"{server.url}/v1/vectors/index/products", timeout=60).json()["length"] == ROWS + 20
+
+
+def index_of(server: LiveServer) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/v1/vectors/index/products", timeout=60).json()
+    return found
+
+
+def add(server: LiveServer, item_id: str) -> int:
+    """The status that a write is answered."""
+    items = [{"id": item_id, "vector": [1.0] * DIMENSION}]
+    url = f"{server.url}/v1/vectors/index/products/add"
+    return httpx.post(url, json={"items": items}, timeout=60).status_code
+
+
+def renewed(server: LiveServer) -> None:
+    answer = httpx.post(f"{server.url}/internal/indexes/products/renew", timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_empty_index_loses_no_write_that_is_acknowledged_while_it_is_built(bucket: Bucket) -> None:
+    rows = 20_000
+    bucket.put_table("products.parquet", products(rows))
+    bucket.done(ingest("products.parquet"))
+    origin = {"dataset": "products", "version": 1, "follow": "Once"}
+    with bucket.serving() as server:
+        server.start()
+        created = httpx.post(
+            f"{server.url}/v1/vectors/index", json={"name": "products", "dimension": DIMENSION}, timeout=60
+        )
+        assert created.status_code == 201, created.text
+        task = build(uuid.uuid4(), shards=1, replaces=True, origin=origin)
+        work = bucket.start(task)
+        while not any(key.endswith(f"{task['life']}/continues") for key in _keys(bucket)):
+            assert work.process.poll() is None, work.log.read_text()
+            time.sleep(0.02)
+        written = 0
+        while work.process.poll() is None:
+            assert add(server, f"mine-{written}") == 200
+            written += 1
+            time.sleep(0.05)
+        assert work.ended()["ok"], work.log.read_text()
+        assert written
+        renewed(server)
+        assert index_of(server)["length"] == rows + written
+        for n in (0, written - 1):
+            item = httpx.get(f"{server.url}/v1/vectors/index/products/items/mine-{n}", timeout=60)
+            assert item.status_code == 200, item.text
+
+
+def _keys(bucket: Bucket) -> list[str]:
+    return [info.key for info in asyncio.run(bucket.store().list("_vectors/products/"))]
+
+
+def test_an_index_that_writers_were_let_near_is_not_replaced_unless_that_is_asked_for(bucket: Bucket) -> None:
+    bucket.put_table("products.parquet", products())
+    bucket.done(ingest("products.parquet"))
+    bucket.done(build(uuid.uuid4(), shards=1))
+    again = {"shards": 1, "replaces": True}
+    with bucket.serving() as server:
+        server.start()
+        bucket.done(build(uuid.uuid4(), **again))
+        renewed(server)
+        assert add(server, "mine") == 200
+        record = bucket.record("products")
+        assert record is not None
+        assert record.origin == {"dataset": "products", "version": 1, "follow": "Once"}
+        reason, message = bucket.refused(build(uuid.uuid4(), **again))
+        assert (reason, "writers" in message) == ("Conflict", True)
+        renewed(server)
+        assert index_of(server)["length"] == ROWS + 1
+        bucket.done(build(uuid.uuid4(), **again, adopts=True))
+        renewed(server)
+        assert index_of(server)["length"] == ROWS
 
 
 def test_a_row_that_is_no_item_is_named_and_nothing_can_be_seen(bucket: Bucket) -> None:

@@ -49,9 +49,9 @@ def installed(where: Place, minio: MinioServer, **more: Any) -> Settings:
     return Settings(**{**usual, **more})
 
 
-async def put_secret(where: Place, access_key: str, secret_key: str, name: str = SECRET) -> None:
+async def put_secret(where: Place, access_key: str, secret_key: str, name: str = SECRET, **more: str) -> None:
     """Credentials, made or replaced."""
-    pairs = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    pairs = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, **more}
     body: Body = {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -168,9 +168,15 @@ class LittleKubelet:
                 secret = await kube.get(SECRET, namespace, reference["name"])
                 assert secret is not None
                 found[one["name"]] = _plain(secret["data"][reference["key"]])
-        for one in template["spec"].get("volumes", ()):
-            if "secret" in one:
-                found["LAKEHOUSE_S3_CREDENTIALS_DIR"] = str(await self._mounted(one["secret"]["secretName"]))
+        secrets = {
+            one["name"]: one["secret"] for one in template["spec"].get("volumes", ()) if "secret" in one
+        }
+        for mount in container["volumeMounts"]:
+            if mount["name"] in secrets:
+                folder = await self._mounted(secrets[mount["name"]]["secretName"])
+                found = {
+                    name: value.replace(mount["mountPath"], str(folder), 1) for name, value in found.items()
+                }
         scratch = self.folder / "scratch"
         scratch.mkdir(exist_ok=True)
         return found | {"TMPDIR": str(scratch)} | extra

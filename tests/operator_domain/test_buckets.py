@@ -1,6 +1,6 @@
 """A place that cannot be used is something seen of whoever lies there: it is told of, and holds nothing back."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -31,13 +31,6 @@ from lakehouse_operator.targets import Target, target
 from operator_domain.backend import no_store
 
 T = TypeVar("T")
-
-
-@pytest.fixture
-def runtime() -> Iterator[SystemRuntime]:
-    found = SystemRuntime()
-    yield found
-    found.close()
 
 
 class NoSecrets:

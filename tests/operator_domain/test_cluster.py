@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,16 +19,10 @@ from lakehouse_operator.kube import CONFIG_MAP, DEPLOYMENT, KINDS, PDB, SECRET, 
 from minio_server import MinioServer
 from operator_domain import test_resources
 from operator_domain.lake import Lake, lake, put_secret, until
-from operator_frame.running import Place, condition, place
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio]
 RAW = {"sources": [{"uri": "s3://raw/rows.csv"}]}
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 def finalizers(body: Body | None) -> list[str]:
@@ -128,11 +121,17 @@ async def test_what_was_edited_or_deleted_is_put_back(
         await where.patch(DEPLOYMENT, "products-shard-0", {"replicas": 7})
         await where.kube.delete(SERVICE, where.namespace, "products")
         await where.kube.delete(PDB, where.namespace, "products-shard-0")
+        service = await it.child(SERVICE, "products-shard-0")
+        await where.patch(SERVICE, "products-shard-0", {"selector": {"tier": "web"}})
 
         async def back() -> bool:
             deployment = await where.get(DEPLOYMENT, "products-shard-0")
             others = await where.get(SERVICE, "products"), await where.get(PDB, "products-shard-0")
-            return deployment is not None and deployment["spec"]["replicas"] == 2 and all(others)
+            chooses = (await it.child(SERVICE, "products-shard-0"))["spec"]["selector"]
+            assert deployment is not None
+            return (
+                deployment["spec"]["replicas"] == 2 and all(others) and chooses == service["spec"]["selector"]
+            )
 
         await until(back)
 
@@ -144,11 +143,7 @@ async def test_fewer_replicas_take_the_budget_away(
         await where.index(replicas=2)
         await it.child(PDB, "products-shard-0")
         await where.patch(VECTOR_INDEX, "products", {"replicas": 1})
-
-        async def gone() -> bool:
-            return await where.get(PDB, "products-shard-0") is None
-
-        await until(gone)
+        await where.gone(PDB, "products-shard-0")
         deployment = await it.child(DEPLOYMENT, "products-shard-0")
         assert deployment["spec"]["replicas"] == 1
 
@@ -173,6 +168,22 @@ async def test_an_object_of_another_is_never_touched(
         await it.turn(where.key(VECTOR_INDEX, "products"))
         await it.told(VECTOR_INDEX, "products", "Accepted", "Valid")
         await it.child(DEPLOYMENT, "products-shard-0")
+
+
+async def test_nothing_is_made_for_an_index_that_is_another_in_the_bucket(
+    kube_api: KubeApiServer, where: Place, minio: MinioServer
+) -> None:
+    async with lake(kube_api, where, minio) as it:
+        await where.index()
+        await it.child(DEPLOYMENT, "products-shard-0")
+        await where.delete(VECTOR_INDEX, "products")
+        for kind, name in ((DEPLOYMENT, "products-shard-0"), (SERVICE, "products")):  # nobody collects here
+            await where.kube.delete(kind, where.namespace, name)
+        await where.index(dimension=4)
+        await it.told(VECTOR_INDEX, "products", "Accepted", "ParamsMismatch")
+        await it.turn(where.key(VECTOR_INDEX, "products"))
+        assert await where.get(DEPLOYMENT, "products-shard-0") is None
+        assert await where.get(SERVICE, "products") is None
 
 
 async def test_a_paused_index_is_told_of_and_nothing_is_made_for_it(
@@ -476,8 +487,7 @@ async def test_under_delete_the_data_goes_before_the_resource_does(
         await where.index(deletionPolicy="Delete")
         await it.child(DEPLOYMENT, "products-shard-0")
         assert finalizers(await where.get(VECTOR_INDEX, "products")) == [names.FINALIZER]
-        await where.kube.delete(KINDS[VECTOR_INDEX], where.namespace, "products")
-        await gone(where, VECTOR_INDEX, "products")
+        await where.delete(VECTOR_INDEX, "products")
         record = await lives.current(it.store, "products")
         assert record is not None
         assert not record.alive
@@ -507,7 +517,7 @@ async def test_a_secret_that_is_gone_holds_no_resource_back(
     await where.kube.delete(SECRET, where.namespace, "lake-s3")
     await where.kube.delete(KINDS[VECTOR_INDEX], where.namespace, "products")
     async with lake(kube_api, where, minio, secret=False):  # one that never had the key
-        await gone(where, VECTOR_INDEX, "products")
+        await where.gone(VECTOR_INDEX, "products")
         assert "CleanupSkipped" in [one["reason"] for one in await where.events()]
 
 
@@ -520,18 +530,10 @@ async def test_a_namespace_with_a_deleted_index_ends_though_its_secret_goes_firs
         await it.still()
         await where.kube.delete(SECRET, where.namespace, "lake-s3")
         await where.kube.delete(KINDS["Namespace"], None, where.namespace)
-        await where.kube.delete(KINDS[VECTOR_INDEX], where.namespace, "products")
-        await gone(where, VECTOR_INDEX, "products")
+        await where.delete(VECTOR_INDEX, "products")
         record = await lives.current(it.store, "products")
         assert record is not None
         assert not record.alive  # the operator had the key still
-
-
-async def gone(where: Place, kind: str, name: str) -> None:
-    async def check() -> bool:
-        return await where.get(kind, name) is None
-
-    await until(check, f"{kind}/{name} goes")
 
 
 # ---- buckets --------------------------------------------------------------------------------------------------------
@@ -543,6 +545,7 @@ async def gone(where: Place, kind: str, name: str) -> None:
         ({"credentialsSecretRef": {"name": "nowhere"}}, "SecretNotFound"),
         ({"credentialsSecretRef": {"name": "empty"}}, "SecretInvalid"),
         ({"credentialsSecretRef": {"name": "wrong"}}, "AccessDenied"),
+        ({"credentialsSecretRef": {"name": "abroad"}}, "NotUsable"),
         ({"s3": {"bucket": "no-such-bucket"}}, "BucketNotFound"),
         ({"s3": {"endpoint": "http://127.0.0.1:9"}, "credentialsSecretRef": {"name": "lake-s3"}}, "Timeout"),
     ],
@@ -552,6 +555,7 @@ async def test_a_bucket_that_cannot_be_used_says_why(
 ) -> None:
     await put_secret(where, minio.access_key, "not the key", "wrong")
     await put_secret(where, "", "", "empty")
+    await put_secret(where, minio.access_key, minio.secret_key, "abroad", AWS_REGION="no_region")
     async with lake(kube_api, where, minio) as it:
         await where.index(storage=storage)
         body = await it.told(VECTOR_INDEX, "products", "StorageReachable", reason)
@@ -618,7 +622,7 @@ async def test_a_source_that_is_not_there_is_told_of_without_a_job(
     minio_bucket(minio, "raw", {"rows.csv": b"id\na\n"})
     async with lake(kube_api, where, minio) as it:
         await where.create(DATASET, "rows", {"sources": [{"uri": "s3://raw/nothing-here.csv"}]})
-        body = await it.told(DATASET, "rows", "Fresh", "RefreshFailed")
+        body = await it.told(DATASET, "rows", "Fresh", "SourceUnreachable")
         assert "nothing-here.csv" in condition(body, "Fresh")["message"]
         assert await it.jobs() == []
 

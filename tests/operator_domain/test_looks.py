@@ -1,9 +1,11 @@
 """What pods' answers come to: an index serves when every shard has a pod that says so now, and not otherwise."""
 
+from dataclasses import replace
+
 from cluster_samples import BEFORE, LIFE, deployment, pod, record
 from lakehouse.control import facts
 from lakehouse_operator import looks, names, resources
-from lakehouse_operator.pods import state_of
+from lakehouse_operator.pods import cut_off, state_of
 
 
 def test_an_index_serves_when_every_shard_has_a_pod_that_serves() -> None:
@@ -103,3 +105,15 @@ def test_a_pods_state_is_read_for_one_index() -> None:
     unready = state_of(said | {"ready": False, "detail": "loading"}, "products")
     assert unready is not None
     assert (unready.serving, unready.detail) == (False, "loading")
+
+
+def test_pods_that_do_not_reach_the_bucket_are_named_with_what_the_first_says() -> None:
+    well, one, other = pod(), replace(pod(1), cut_off="refused"), replace(pod(2), cut_off="no answer")
+    assert looks.cut_off([well]) == ""
+    assert looks.cut_off([well, one]) == "products-0-1: refused"
+    assert looks.cut_off([well, one, other]) == "products-0-1 (and 1 more): refused"
+
+
+def test_what_a_pod_says_of_its_bucket_is_read_where_it_says_it() -> None:
+    assert cut_off({"store": {"trouble": "refused"}}) == "refused"
+    assert cut_off({"store": {"trouble": ""}}) == cut_off({"store": {}}) == cut_off({}) == ""

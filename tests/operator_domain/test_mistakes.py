@@ -1,6 +1,6 @@
 """What people write wrongly in a spec is told in its status, and neither stops other changes nor a deletion."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,21 +10,15 @@ from kube_api_server import KubeApiServer
 from lakehouse.control import rounds
 from lakehouse.control.kinds import DATASET, INDEX_SNAPSHOT, VECTOR_INDEX
 from lakehouse_operator import names
-from lakehouse_operator.kube import DEPLOYMENT, KINDS
+from lakehouse_operator.kube import DEPLOYMENT
 from minio_server import MinioServer
 from operator_domain.backend import no_store
 from operator_domain.lake import SECRET, lake, until
-from operator_frame.running import Place, condition, place
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio]
 RAW = {"sources": [{"uri": "s3://raw/rows.csv"}]}
 ALL = ((INDEX_SNAPSHOT, "kept"), (DATASET, "rows"), (VECTOR_INDEX, "products"))
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 @pytest.fixture
@@ -35,15 +29,6 @@ def backend() -> Iterator[str]:
 
 def source(name: str) -> dict[str, Any]:
     return {"dataset": {"name": name, "idColumn": "id", "vectorColumn": "embedding", "follow": "Latest"}}
-
-
-async def gone(where: Place, kind: str, name: str) -> None:
-    await where.kube.delete(KINDS[kind], where.namespace, name)
-
-    async def check() -> bool:
-        return await where.get(kind, name) is None
-
-    await until(check, f"{kind}/{name} goes")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +75,7 @@ async def test_storage_that_is_edited_wrongly_is_told_of_and_holds_nothing_back(
 
         await until(is_scaled, "scaled")
         for kind, name in ALL:
-            await gone(where, kind, name)
+            await where.delete(kind, name)
         skipped = [one for one in await where.events() if one["reason"] == "CleanupSkipped"]
         assert {one["involvedObject"]["kind"] for one in skipped} == {kind for kind, _ in ALL}
 
@@ -104,7 +89,7 @@ async def test_an_index_of_what_can_be_no_dataset_says_so_and_goes_when_it_is_de
         body = await it.told(VECTOR_INDEX, "products", "SourceResolved", "DatasetNotUsable")
         assert name in condition(body, "SourceResolved")["message"]
         assert condition(body, "Ready")["reason"] == "SourceNotResolved"
-        await gone(where, VECTOR_INDEX, "products")
+        await where.delete(VECTOR_INDEX, "products")
 
 
 async def test_an_index_whose_dataset_lies_nowhere_says_so_and_goes_when_it_is_deleted(
@@ -118,7 +103,7 @@ async def test_an_index_whose_dataset_lies_nowhere_says_so_and_goes_when_it_is_d
         body = await it.told(VECTOR_INDEX, "products", "SourceResolved", "DatasetNotUsable")
         assert "dataset=`rows`" in condition(body, "SourceResolved")["message"]
         assert condition(body, "StorageReachable")["reason"] == "ProbeSucceeded"
-        await gone(where, VECTOR_INDEX, "products")
+        await where.delete(VECTOR_INDEX, "products")
 
 
 async def test_a_secret_named_with_its_namespace_is_told_of_and_holds_nothing_back(
@@ -129,4 +114,4 @@ async def test_a_secret_named_with_its_namespace_is_told_of_and_holds_nothing_ba
         name = f"{where.namespace}/{SECRET}"
         await where.index(storage={"credentialsSecretRef": {"name": name}}, deletionPolicy="Delete")
         await it.told(VECTOR_INDEX, "products", "StorageReachable", "SecretNotReadable")
-        await gone(where, VECTOR_INDEX, "products")
+        await where.delete(VECTOR_INDEX, "products")

@@ -110,16 +110,30 @@ def test_every_pod_is_restricted_and_has_no_token(case: str) -> None:
 
 def test_no_secret_is_written_into_a_pod() -> None:
     for _, container in containers(two_shards()):
-        key = next(one for one in container["env"] if one["name"] == "LAKEHOUSE_PEER_KEY")
-        assert "value" not in key
+        assert "LAKEHOUSE_PEER_KEY" not in {one["name"] for one in container["env"]}
         assert container["envFrom"] == [{"secretRef": {"name": "mine"}}]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_index_pods_have_the_peer_key_as_a_file_and_jobs_have_none(case: str) -> None:
+    for spec, container in containers(CASES[case]()):
+        told = {one["name"]: one.get("value") for one in container["env"]}
+        mounted = {one["name"]: one for one in container["volumeMounts"]}
+        volumes = {one["name"]: one for one in spec["volumes"]}
+        if container["args"] == ["work"]:
+            assert "peer-key" not in volumes.keys() | mounted.keys()
+            assert "LAKEHOUSE_PEER_KEY_FILE" not in told
+            continue
+        assert volumes["peer-key"]["secret"] == {"secretName": "lakehouse-peer-key", "defaultMode": 0o444}
+        assert mounted["peer-key"]["readOnly"] is True
+        assert told["LAKEHOUSE_PEER_KEY_FILE"] == mounted["peer-key"]["mountPath"] + "/peer-key"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_who_has_a_secret_has_it_as_files_that_anybody_in_the_pod_may_read(case: str) -> None:
     for spec, container in containers(CASES[case]()):
         (secret,) = (one["secretRef"]["name"] for one in container["envFrom"])
-        (volume,) = (one for one in spec["volumes"] if "secret" in one)
+        (volume,) = (one for one in spec["volumes"] if one["name"] == "credentials")
         (mount,) = (one for one in container["volumeMounts"] if one["name"] == volume["name"])
         assert volume["secret"] == {"secretName": secret, "defaultMode": 0o444}
         assert mount["readOnly"] is True
@@ -131,7 +145,7 @@ def test_pods_with_an_identity_of_their_own_have_no_secret() -> None:
     own = settings(default_credentials_secret="")
     made = resources.index(index(), where(default_credentials_secret=""), own, suspended=False)
     for spec, container in containers(made):
-        assert not any("secret" in one for one in spec["volumes"])
+        assert [one["name"] for one in spec["volumes"] if "secret" in one] == ["peer-key"]
         assert container["envFrom"] == []
         assert "LAKEHOUSE_S3_CREDENTIALS_DIR" not in {one["name"] for one in container["env"]}
 
@@ -230,7 +244,7 @@ def test_variables_that_the_operator_sets_are_those_that_nobody_else_may() -> No
         *ingest(),
     ]
     told = {one["name"] for _, container in containers(bodies) for one in container["env"]}
-    assert told == OWN_VARIABLES
+    assert told | {"LAKEHOUSE_PEER_KEY"} == OWN_VARIABLES  # which would be a second place for that key
 
 
 def release(resource: Resource[Any] | None = None, **changes: Any) -> str:

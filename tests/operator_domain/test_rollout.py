@@ -164,6 +164,7 @@ def test_progress_tells_what_is_still_to_be_replaced() -> None:
     assert rollout.progress([deployment()]) == ""
     assert "products-shard-0 1 of 2" in rollout.progress([deployment(updated=1)])
     assert rollout.progress([deployment(replicas=3)]) != ""  # an old one is still there
+    assert "1 of 2 beside 1 older" in rollout.progress([deployment(updated=1, replicas=2)])
     assert rollout.progress([deployment(available=0)]) == ""  # all are new; Ready tells the rest
 
 

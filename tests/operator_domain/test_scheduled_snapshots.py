@@ -1,6 +1,5 @@
 """A schedule's snapshots in a cluster: made when they are due, retired with their files, and deletable without help."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,18 +15,12 @@ from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
 from operator_domain.little_kubelet import pods
 from operator_domain.test_cluster import finalizers
-from operator_frame.running import Place, condition, place
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio, pytest.mark.timeout(600)]
 EVERY_S = 3
 """Cron knows no less than a minute: the tests' clock strikes more often."""
 KEPT = 2
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 @pytest.fixture

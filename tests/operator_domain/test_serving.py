@@ -1,7 +1,6 @@
 """Declared things served by real processes: what the operator wrote for pods and Jobs is what they run with."""
 
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,16 +14,10 @@ from lakehouse_operator.peers import Peers
 from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
 from operator_domain.little_kubelet import LittleKubelet, pods
-from operator_frame.running import Place, condition, place
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio, pytest.mark.timeout(600)]
 ROWS = b'{"id": "a", "embedding": [1, 0, 0]}\n{"id": "b", "embedding": [0, 1, 0]}\n'
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 class Pod:

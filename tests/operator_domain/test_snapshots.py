@@ -2,16 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import uuid
 from typing import Any
 
 import pytest
 
 from kube_api_server import KubeApiServer
 from lakehouse import named_snapshots
+from lakehouse.control import packaged
 from lakehouse.control.kinds import API_VERSION, INDEX_SNAPSHOT, VECTOR_INDEX
 from lakehouse.control.state import ADOPT_ANNOTATION, Act
 from lakehouse.core import names as keys
+from lakehouse.core.types import Position
 from lakehouse_operator import names, snapshots
 from lakehouse_operator.cache import Cache
 from lakehouse_operator.kube import JOB, KINDS, Body
@@ -19,12 +21,33 @@ from lakehouse_operator.pods import Pods
 from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
 from operator_domain.little_kubelet import pods
-from operator_domain.test_cluster import finalizers, gone
+from operator_domain.test_cluster import finalizers
 from operator_frame.running import Place, condition, place
 
 SPEC = {"indexRef": {"name": "products"}}
 LONG_AGO = "2026-01-02T03:04:05+00:00"
 URI = "s3://lake/default/_vectors/products/x/named/before/0/0000.lhv1"
+
+
+@pytest.mark.kubernetes
+async def test_one_of_as_many_shards_as_may_be_can_be_told_of(kube_api: KubeApiServer) -> None:
+    spec = packaged.definitions()["VectorIndex"].schema["properties"]["spec"]
+    shards = spec["properties"]["shards"]["maximum"]
+    digest = ".".join(["f" * 64] * shards)
+    position = str(Position(uuid.UUID(int=2**128 - 1), (2**63 - 1,) * shards))
+    taken = {"digest": digest, "position": position}
+    async with place(kube_api) as where:
+        await where.create(INDEX_SNAPSHOT, "before", SPEC)
+        await where.index()
+        for kind, name, status in (
+            (INDEX_SNAPSHOT, "before", taken),
+            (VECTOR_INDEX, "products", {"snapshot": {"lastSuccessful": taken}, "position": position}),
+        ):
+            made = await where.get(kind, name)
+            assert made is not None
+            version = made["metadata"]["resourceVersion"]
+            written = await where.kube.apply_status(KINDS[kind], where.namespace, name, status, version)
+            assert written["status"] == status
 
 
 # ---- who needs one --------------------------------------------------------------------------------------------------
@@ -70,12 +93,6 @@ def test_one_that_an_index_is_restored_from_or_still_to_be_is_in_use(asked: Body
 # ---- in a cluster ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
-
-
 async def whole(it: Lake) -> list[str]:
     """The named snapshots of the index that are whole in the bucket."""
     return [one.name for one in await named_snapshots.kept(it.store, "products")]
@@ -87,8 +104,7 @@ async def left(it: Lake) -> list[str]:
 
 
 async def delete(it: Lake, kind: str, name: str) -> None:
-    await it.where.kube.delete(KINDS[kind], it.where.namespace, name)
-    await gone(it.where, kind, name)
+    await it.where.delete(kind, name)
     await it.still()
 
 

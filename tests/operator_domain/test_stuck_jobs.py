@@ -1,6 +1,5 @@
 """A Job that cannot start is made anew once the cause is put right, and holds up nobody; one that runs is left."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
 from operator_domain.test_cluster import RAW, minio_bucket
 from operator_domain.test_upkeep import running_pod
-from operator_frame.running import Place, place
+from operator_frame.running import Place
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio]
 RESTORED: dict[str, Any] = {"bootstrap": {"snapshot": {"uri": "s3://raw/rows.lhv1"}}}
@@ -38,12 +37,6 @@ RUNNING = {
         }
     ],
 }
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 async def only_job(it: Lake) -> Body:

@@ -60,3 +60,8 @@ def test_the_installations_certificates_are_for_its_endpoint_alone() -> None:
     assert target("shop", {"s3": {"endpoint": usual.default_s3_endpoint}}, usual).ca_bundle == "PEM"
     assert target("shop", {"s3": {"endpoint": "http://another:9000"}}, usual).ca_bundle == ""
     assert target("shop", {"s3": {"caBundle": "MINE"}}, usual).ca_bundle == "MINE"
+
+
+def test_a_prefix_that_can_be_none_is_told_of_as_one() -> None:
+    with pytest.raises(Invalid, match=r"storage\.s3\.prefix cannot be used: .* key=`\.\./x`"):
+        target("shop", {"s3": {"prefix": "../x"}}, settings())

@@ -1,7 +1,5 @@
 """What cannot be seen passes neither for empty nor for well: content that is elsewhere, a tier whose pods are down."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from kube_api_server import KubeApiServer
@@ -9,15 +7,9 @@ from lakehouse import lives
 from lakehouse.control.kinds import VECTOR_INDEX
 from minio_server import MinioServer
 from operator_domain.lake import lake
-from operator_frame.running import Place, condition, place
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio]
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 async def test_an_index_that_is_not_where_the_installation_looks_now_is_left_alone_until_it_looks_there_again(

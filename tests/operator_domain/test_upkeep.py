@@ -2,7 +2,6 @@
 
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,24 +13,27 @@ from cluster_samples import where as default_target
 from kube_api_server import KubeApiServer
 from lakehouse.control.kinds import DATASET, VECTOR_INDEX
 from lakehouse.core import names as keys
-from lakehouse.core.errors import Unavailable
+from lakehouse.core.errors import Invalid, Unavailable
 from lakehouse.runtime import SystemRuntime
 from lakehouse_operator import converge, jobs, names, peers, resources, routes
 from lakehouse_operator.children import says
 from lakehouse_operator.kube import CONFIG_MAP, KINDS, POD, SECRET, Body
 from minio_server import MinioServer
 from operator_domain.lake import Lake, lake, until
-from operator_domain.test_cluster import RAW, gone, minio_bucket
-from operator_frame.running import Place, condition, place
+from operator_domain.test_cluster import RAW, minio_bucket
+from operator_frame.running import Place, condition
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.minio]
 LEFT = UUID("33333333333333333333333333333333")
 
 
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
+class Clock(SystemRuntime):
+    """Stands still until it is moved."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
 def certificate(folder: Path) -> str:
@@ -59,6 +61,52 @@ async def test_a_peer_key_that_was_deleted_is_made_again_as_it_was(
     assert made is not None
     assert made["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     runtime.close()
+
+
+async def test_a_peer_key_made_in_the_place_of_a_releases_own_is_the_releases(where: Place) -> None:
+    """Helm refuses an object of its manifest that does not say so, and cannot upgrade or roll back any more."""
+    runtime = SystemRuntime()
+    await peers.Peers(where.kube, runtime, {where.namespace: "lake", "other": "x"}).ensure(where.namespace)
+    made = await where.kube.get(SECRET, where.namespace, names.PEER_KEY_SECRET)
+    assert made is not None
+    assert made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+    assert made["metadata"]["annotations"] == {
+        "helm.sh/resource-policy": "keep",
+        "meta.helm.sh/release-name": "lake",
+        "meta.helm.sh/release-namespace": where.namespace,
+    }
+    runtime.close()
+
+
+async def test_a_changed_peer_key_is_shown_when_every_pod_has_it_or_one_knows_no_other(where: Place) -> None:
+    clock = Clock(1)
+    ours = peers.Peers(where.kube, clock)
+    await ours.ensure(where.namespace)
+    first = await ours.key(where.namespace)
+
+    async def change(key: str) -> None:
+        await where.kube.delete(SECRET, where.namespace, names.PEER_KEY_SECRET)
+        await where.kube.create(peers.secret(where.namespace, key))
+        clock.now_s += peers.CHECK_S
+        await ours.ensure(where.namespace)
+
+    await change("the-second-peer-key")
+    assert await ours.key(where.namespace) == first
+    clock.now_s += peers.PREVIOUS_S - 1
+    assert await ours.key(where.namespace) == first
+    clock.now_s += 1
+    assert await ours.key(where.namespace) == "the-second-peer-key"
+
+    await change("the-third-peer-key")
+    assert await ours.key(where.namespace) == "the-second-peer-key"
+    ours.refused(where.namespace)
+    assert await ours.key(where.namespace) == "the-third-peer-key"
+    ours.refused(where.namespace)
+    assert await ours.key(where.namespace) == "the-third-peer-key"  # as its Secret says again
+    with pytest.raises(Invalid, match="16 characters"):
+        await change("short")
+    assert await ours.key(where.namespace) == "the-third-peer-key"  # as pods keep it, too
+    clock.close()
 
 
 async def test_the_releases_namespace_has_a_peer_key_before_anything_is_declared(
@@ -164,7 +212,7 @@ async def test_certificates_are_put_back_and_go_when_they_are_not_asked_for(
 
         await until(back)
         await where.patch(VECTOR_INDEX, "products", {"storage": None})
-        await gone(where, CONFIG_MAP, name)
+        await where.gone(CONFIG_MAP, name)
 
 
 async def test_what_a_killed_build_left_is_marked_and_a_living_index_is_not(
@@ -262,7 +310,7 @@ async def test_under_delete_the_pods_of_a_job_that_was_stopped_are_waited_for(
         assert await where.get(DATASET, "rows") is not None  # it might still publish a version
         path = KINDS[POD].path(where.namespace, pod)
         await where.kube._ask("DELETE", path, {"gracePeriodSeconds": 0})
-        await gone(where, DATASET, "rows")
+        await where.gone(DATASET, "rows")
 
 
 async def running_pod(it: Lake, job: Body) -> str:

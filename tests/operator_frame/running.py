@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from kube_api_server import ADMIN, KubeApiServer
 from lakehouse.control import kinds
 from lakehouse_operator.cache import Key
@@ -85,6 +87,19 @@ class Place:
         found: Body = await until(check, f"{kind} {name} {type_}={status}")
         return found
 
+    async def gone(self, kind: str, name: str) -> None:
+        """Wait until an object is not there any more."""
+
+        async def check() -> bool:
+            return await self.get(kind, name) is None
+
+        await until(check, f"{kind}/{name} goes")
+
+    async def delete(self, kind: str, name: str) -> None:
+        """Delete an object, and wait until it is gone."""
+        await self.kube.delete(KINDS[kind], self.namespace, name)
+        await self.gone(kind, name)
+
     async def ready(self, name: str = "products") -> Body:
         return await self.has(kinds.VECTOR_INDEX, name, "Ready", "True")
 
@@ -109,6 +124,13 @@ async def place(server: KubeApiServer) -> AsyncIterator[Place]:
         yield Place(kube, name)
     finally:
         await kube.close()
+
+
+@pytest.fixture
+async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
+    """A namespace of the test's own."""
+    async with place(kube_api) as found:
+        yield found
 
 
 @dataclass

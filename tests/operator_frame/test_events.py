@@ -1,6 +1,5 @@
 """News as Events: told once, counted while it repeats, told anew after a while."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +10,7 @@ from lakehouse.runtime import SystemRuntime
 from lakehouse_operator import events
 from lakehouse_operator.events import Recorder
 from lakehouse_operator.kube import INDEX_SNAPSHOT, Body, Kube
-from operator_frame.running import Place, place
+from operator_frame.running import Place
 
 pytestmark = pytest.mark.kubernetes
 NEWS = Event(EventType.WARNING, "AccessDenied", "the bucket refuses us")
@@ -26,12 +25,6 @@ class Set(SystemRuntime):
 
     def now(self) -> datetime:
         return self.at
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 def times(body: Body) -> tuple[int, str, str]:

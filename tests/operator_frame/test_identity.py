@@ -1,7 +1,5 @@
 """Who a cluster is stays the same, whatever the operator may read later."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from kube_api_server import ADMIN, KubeApiServer
@@ -11,12 +9,6 @@ from lakehouse_operator.kube import CONFIG_MAP, NAMESPACE, Kube
 from operator_frame.running import Place, place, settings
 
 pytestmark = pytest.mark.kubernetes
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 async def asked(server: KubeApiServer, where: Place, user: str, cluster: str = "") -> str:

@@ -1,7 +1,6 @@
 """The verbs against a real API server, and what their errors say."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import kopf
 import pytest
@@ -20,15 +19,9 @@ from lakehouse_operator.kube import (
     Kind,
     Kube,
 )
-from operator_frame.running import Place, place
+from operator_frame.running import Place
 
 pytestmark = pytest.mark.kubernetes
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 def table(where: Place, name: str = "table", **data: str) -> Body:

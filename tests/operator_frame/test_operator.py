@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -17,18 +17,13 @@ from lakehouse.core.errors import Invalid
 from lakehouse_operator import converge
 from lakehouse_operator.cache import MANAGED_BY, Key
 from lakehouse_operator.kube import KINDS, POD, SERVICE, Login
+from lakehouse_operator.names import FINALIZER
 from lakehouse_operator.watching import Watcher
 from operator_frame.plain_domain import PlainDomain
 from operator_frame.running import Place, condition, place, running, until
 
 pytestmark = pytest.mark.kubernetes
 SERVER_FIELDS = {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp"}
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 async def test_an_index_becomes_ready_and_then_its_object_stands_still(
@@ -171,7 +166,8 @@ async def test_what_this_version_cannot_understand_is_refused_once(
 
             async def created() -> bool:
                 try:
-                    await where.index(distance="hamming")
+                    spec = {"dimension": 3, "distance": "hamming"}
+                    await where.create(VECTOR_INDEX, "products", spec, finalizers=[FINALIZER])
                 except Invalid:
                     return False
                 return True
@@ -192,6 +188,8 @@ async def test_what_this_version_cannot_understand_is_refused_once(
             await where.index("other")
             await where.ready("other")
             await until(lambda: it.operator.cache.resource(key) is None)
+            reasons = [one["reason"] for one in await where.events()]
+            assert "CleanupSkipped" in reasons
     finally:
         kube_api.kubectl("patch", "crd", definition, "--type=json", f"-p={json.dumps(older)}")
 

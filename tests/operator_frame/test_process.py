@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -24,12 +22,6 @@ from operator_frame.running import Place, condition, place, running, until
 pytestmark = pytest.mark.kubernetes
 PROGRAM = Path(__file__).with_name("plain_domain.py")
 LEASE_NAME = "lakehouse-operator"
-
-
-@pytest.fixture
-async def where(kube_api: KubeApiServer) -> AsyncIterator[Place]:
-    async with place(kube_api) as found:
-        yield found
 
 
 class Process:
@@ -69,12 +61,11 @@ class Process:
     def leads(self) -> bool:
         return self.metric("lakehouse_operator_leader") == 1 and self.ask("/readyz")[0] == 200
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float, str]:
-        """Exit status, seconds it took, log."""
-        began_s = time.monotonic()
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Exit status and log."""
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=120)
-        return self.process.returncode, time.monotonic() - began_s, log.decode()
+        return self.process.returncode, log.decode()
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -99,14 +90,13 @@ async def test_the_second_stands_by_and_takes_over_at_once_when_the_first_ends(
         assert second.ask("/healthz") == (200, "ok\n")
         await where.index()
         await where.ready()
-        status, took_s, log = first.end()
-        assert (status, took_s < 5) == (0, True), log
+        status, log = first.end()
+        assert status == 0, log
+        assert not (await holder(where)).startswith("first_")  # let go: it does not have to run out
         lines = [json.loads(line) for line in log.splitlines()]
         assert lines[-1]["message"] == "ended"
         assert {line["level"] for line in lines} == {"INFO"}
-        began_s = time.monotonic()
         await until(second.leads, "the second leads")
-        assert time.monotonic() - began_s < 10  # not the 15 s that the lease would have lasted
         assert (await holder(where)).startswith("second_")
         await where.index("later")
         await where.ready("later")

@@ -39,6 +39,11 @@ class Pod(LiveServer):
         return httpx.post(f"{self.url}/internal{path}", headers=headers, json=body, timeout=60)
 
 
+def peer_key_file(folder: Path, index: str, shard: int, replica: int = 0) -> Path:
+    """Where a pod that has the peer key as a file finds it."""
+    return folder / f"{index}-{shard}-{replica}"
+
+
 class PodSet:
     """All pods of an index of so many shards, each with so many replicas."""
 
@@ -53,7 +58,9 @@ class PodSet:
         net: int = 77,
         data: str | None = None,
         env: Mapping[str, str] | None = None,
+        peer_keys: Path | None = None,
     ) -> None:
+        """`peer_keys`: a folder in which each pod has the peer key in a file of its own, `peer_key_file`."""
         self.data = data or f"s3://{minio.bucket}/pods-{secrets.token_hex(4)}"
         self.index = index
         self.shards = shards
@@ -74,7 +81,11 @@ class PodSet:
                     "LAKEHOUSE_INDEX": index,
                     "LAKEHOUSE_SHARD": str(shard),
                     "LAKEHOUSE_SHARD_URL": self.shard_url,
-                    "LAKEHOUSE_PEER_KEY": PEER_KEY,
+                    **(
+                        {"LAKEHOUSE_PEER_KEY": PEER_KEY}
+                        if peer_keys is None
+                        else {"LAKEHOUSE_PEER_KEY_FILE": str(peer_key_file(peer_keys, index, shard, replica))}
+                    ),
                     "LAKEHOUSE_DECLARED": f"VectorIndex/shop/{index}",
                     **(env or {}),
                 },

@@ -18,6 +18,7 @@ from lakehouse.core.types import Consistency
 from lakehouse.engine_settings import EngineSettings
 from lakehouse.indexes import Indexes
 from lakehouse.placement import Neighbours, Pods
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.memory import MemoryStore
 from lakehouse.store.open import open_store
@@ -287,7 +288,7 @@ async def test_an_index_that_is_wholly_elsewhere_is_exported_and_copied(
     pods, _ = both
     runtime = SystemRuntime(1)
     store = await open_store(pods.data, runtime, s3=minio.settings(), probed=False)
-    near = Neighbours(runtime, PEER_KEY)
+    near = Neighbours(runtime, PeerKey(runtime, PEER_KEY))
     record = await incarnations.current(store, "products")
     assert record is not None
     far = Collection(

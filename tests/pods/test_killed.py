@@ -116,9 +116,9 @@ async def _settle(load: Load, pods: Sequence[Pod]) -> None:
     for pod in pods:
         async with AsyncClient(pod.url) as client:
             for index in load.indexes:
-                stored = [item async for item in client.items(index, include=["vectors", "metadata"])]
+                stored, count = await _held(client, index)
                 assert len(stored) == len({item.id for item in stored})
-                assert await client.count(index) == len(stored)
+                assert count == len(stored), "nobody writes, and no answer was stale"
                 held[pod.url, index] = {item.id: _value(item) for item in stored}
     for writer in load.writers:
         seen = [
@@ -128,6 +128,21 @@ async def _settle(load: Load, pods: Sequence[Pod]) -> None:
         ]
         assert all(each == seen[0] for each in seen), "two pods hold different things"
         writer.journal.settle(seen[0])
+
+
+async def _held(client: AsyncClient, index: str) -> tuple[list[Stored], int]:
+    """What a pod holds, between two answers that are not stale, as one is where the store takes too long."""
+    async with asyncio.timeout(LIFE_S_MAX):
+        while True:
+            fresh = await _is_fresh(client, index)
+            stored = [item async for item in client.items(index, include=["vectors", "metadata"])]
+            count = await client.count(index)
+            if fresh and await _is_fresh(client, index):
+                return stored, count
+
+
+async def _is_fresh(client: AsyncClient, index: str) -> bool:
+    return not (await client.search(index, [1.0] * DIMENSION, k=1)).stale_s
 
 
 def _value(item: Stored) -> Value:

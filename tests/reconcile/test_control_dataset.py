@@ -340,6 +340,8 @@ def test_deletion_keeps_the_versions_or_drops_them() -> None:
     assert refresh(dropped, ingested(dropped)).actions == (DropDataset(),)
     assert refresh(dropped, ingested(dropped, work=running(ingest(dropped)))).actions == (StopWork(),)
     assert refresh(dropped, EMPTY).actions == (RemoveResource(),)
+    assert refresh(dropped, replace(EMPTY, left_behind=True)).actions == (DropDataset(),)
+    assert refresh(kept, replace(EMPTY, left_behind=True)).actions == (RemoveResource(),)
 
 
 def test_a_refresh_waits_until_other_jobs_have_ended() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -27,7 +28,7 @@ from control_samples import (
     seen,
     unborn,
 )
-from lakehouse.control import conditions, rounds, state, vector_index
+from lakehouse.control import conditions, facts, rounds, state, vector_index
 from lakehouse.control.conditions import INDEX_CONDITIONS, ConditionType
 from lakehouse.control.plan import (
     BuildIndex,
@@ -55,6 +56,7 @@ from lakehouse.control.state import (
     Resource,
     StoreState,
 )
+from lakehouse.core import incarnation
 from lakehouse.core.types import Distance, IndexParams
 
 DOWN = StoreState(False, "Timeout", "no answer in 10 s")
@@ -137,6 +139,30 @@ def test_what_cannot_be_seen_keeps_what_was_last_seen() -> None:
 
 def test_an_index_that_still_answers_is_ready_while_the_store_is_down() -> None:
     assert condition(decide(index(), seen(store=DOWN)), C.READY) == ("True", "AllReplicasServing")
+
+
+def test_pods_that_do_not_reach_the_store_are_told_of_and_hold_nothing_back() -> None:
+    """What the store tells whoever decides is not in doubt: everything but the one condition is as without them."""
+    spec: dict[str, Any] = {"drain": DRAIN, "snapshots": {"schedule": "0 * * * *"}, "hnsw": {"efSearch": 99}}
+    resource = index(**spec)
+    for usual in (seen(target=TARGET), unborn(), seen(store=DOWN), seen(store=StoreState(None))):
+        well, made = decide(resource, usual), decide(resource, replace(usual, cut_off="products-0: refused"))
+        assert made.actions == well.actions
+        assert made.requeue_after_s == well.requeue_after_s
+        reachable = usual.store.reachable
+        for kind in INDEX_CONDITIONS:
+            if kind is not C.STORAGE_REACHABLE or not reachable:
+                assert condition(made, kind) == condition(well, kind)
+        if reachable:
+            assert condition(made, C.STORAGE_REACHABLE) == ("False", rounds.UNREACHABLE_FROM_PODS)
+            assert message(made, C.STORAGE_REACHABLE) == "products-0: refused"
+
+
+def test_a_deletion_does_not_wait_for_pods_that_do_not_reach_the_store() -> None:
+    resource = replace(
+        index(deletionPolicy="Delete"), meta=replace(index().meta, deletion_requested_at=ago(seconds=1))
+    )
+    assert decide(resource, seen(cut_off="products-0: refused")).actions == (DropIndex(),)
 
 
 # ---- content --------------------------------------------------------------------------------------------------------
@@ -261,6 +287,46 @@ def test_a_source_given_later_builds_an_empty_index_and_spares_a_filled_one() ->
         assert unsure.actions == ()
         given_up = index(of=meta(annotations={ADOPT_ANNOTATION: "true"}), source=source)
         assert acts(decide(given_up, seen(items=3, source=rows()))) == [BuildIndex]
+
+
+@pytest.mark.parametrize("source", [SOURCE, ONCE])
+def test_what_is_written_while_an_empty_index_is_built_neither_stops_the_build_nor_is_given_up_by_it(
+    source: dict[str, Any],
+) -> None:
+    resource = index(source=source)
+    (build,) = decide(resource, seen(items=0, source=rows())).actions
+    assert isinstance(build, BuildIndex)
+    assert (build.replaces, build.adopts) == (True, False)
+    meanwhile = seen(items=5, source=rows(), work=running(build))
+    going_on = decide(resource, meanwhile)
+    assert going_on.actions == ()
+    assert condition(going_on, C.UP_TO_DATE) == ("False", "Building")
+    newer = decide(resource, replace(meanwhile, source=rows(2)))
+    assert (newer.actions, condition(newer, C.UP_TO_DATE)) == ((), ("False", "Building"))
+    failed = decide(resource, seen(items=5, source=rows(), failures=(failure(build),)))
+    assert (failed.actions, condition(failed, C.UP_TO_DATE)) == ((), ("False", "NotEmpty"))
+    adopting = index(of=meta(annotations={ADOPT_ANNOTATION: "true"}), source=source)
+    (given_up,) = decide(adopting, seen(items=5, source=rows())).actions
+    assert given_up == replace(build, adopts=True)
+    (first,) = decide(adopting, unborn(source=rows())).actions
+    assert first == replace(build, replaces=False)
+
+
+@pytest.mark.parametrize("between", [ONCE, None])
+def test_what_followed_and_was_written_to_in_between_follows_again_only_when_its_items_are_given_up(
+    between: dict[str, Any] | None,
+) -> None:
+    followed = built(index(source=SOURCE), 1)
+    open_to_writers = index(source=between) if between else index()
+    meanwhile = decide(open_to_writers, seen(life=followed, items=7, source=rows(2)))
+    assert meanwhile.actions == ()
+    untouched = decide(index(source=SOURCE), seen(life=followed, items=7, source=rows(2)))
+    assert acts(untouched) == [BuildIndex]
+    record = incarnation.begin(0, UUID(int=1), followed.params, 1, IDENTITY, followed.origin)
+    written = facts.life(incarnation.opened_to_writers(record))
+    assert written is not None
+    spared = decide(index(source=SOURCE), seen(life=written, items=8, source=rows(2)))
+    assert (spared.actions, condition(spared, C.UP_TO_DATE)) == ((), ("False", "NotEmpty"))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -697,6 +763,7 @@ def test_the_target_wins_where_that_was_asked_for() -> None:
         (replace(TARGET, dimension=4), "DimensionMismatch"),
         (replace(TARGET, distance="dot"), "DistanceMismatch"),
         (replace(TARGET, read_only=True), "TargetReadOnly"),
+        (replace(TARGET, going=True), "TargetDeleting"),
         (replace(TARGET, serving=False), "TargetNotServing"),
         (replace(TARGET, chain=("products",)), "DrainCycle"),
         (replace(TARGET, chain=("x", "y", "products", "workers")), "DrainCycle"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from converging import DIMENSION, CountingWorld, Lake, built, dataset, document, index, put_rows
 from lakehouse.control import schedule
 from lakehouse.control.state import ADOPT_ANNOTATION, REFRESH_ANNOTATION
+from lakehouse.core import manifest
 from lakehouse.core import names as keys
 from lakehouse.core.errors import Conflict, LakehouseError
 from lakehouse.core.types import Batch, Distance, IndexParams
@@ -304,6 +305,26 @@ def test_deleting_keeps_or_removes_the_data_as_asked(tmp_path: Path, policy: str
         assert lake.embedded.declared("main") is None
         assert await lake.apply(built("main", "d")) == "created"  # the name lives again
         await lake.settle()
+
+    run(play)
+
+
+def test_a_dataset_whose_manifest_is_damaged_is_deleted_and_made_anew(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = CountingWorld(7)
+        await put_rows(world, "d", ROWS, 1)
+        lake = await Lake(world, tmp_path, "one").start()
+        await lake.apply(dataset("d", deletionPolicy="Delete"))
+        await lake.settle()
+        await world.bucket.put(manifest.version_key("d", 1), b"{")
+        await lake.apply(dataset("d", deletionPolicy="Delete", retention={"keepVersions": 7}))
+        await lake.settle()
+        assert await lake.condition("Dataset", "d", "Ready") == ("False", "Damaged")
+        assert await lake.process.run(lake.embedded.delete("Dataset", "d", wait_s=60))
+        assert await lake.apply(dataset("d")) == "created"
+        await lake.settle()
+        assert await lake.condition("Dataset", "d", "Ready") == ("True", "Published")
+        assert (await lake.catalog.manifest("d")).version == 3
 
     run(play)
 

@@ -28,13 +28,6 @@ PARAMS = IndexParams("a", 4)
 
 
 @pytest.fixture
-async def runtime() -> AsyncIterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture
 async def indexes(runtime: SystemRuntime) -> AsyncIterator[Indexes]:
     indexes = Indexes(MemoryStore(exclusive=False), runtime)
     yield indexes
@@ -100,7 +93,8 @@ async def test_a_build_is_found_whole_with_its_graphs_and_open_for_writes(
     assert item.metadata == b'{"n":7}'
     other = await sibling(indexes, runtime)
     again = await other.open("a")
-    assert (again.length, again.origin, again.owner) == (6_005, origin, "ns/products")
+    written = {**origin, "follow": "Once"}
+    assert (again.length, again.origin, again.owner) == (6_005, written, "ns/products")
     assert (await again.item("w-00007")).vector.tobytes() == item.vector.tobytes()
     await other.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +14,9 @@ from lakehouse.core.schema import Field, Schema
 from lakehouse.runtime import SystemRuntime
 from lakehouse.store.base import BytesLike
 from lakehouse.store.memory import MemoryStore
+from lakehouse.store.wrappers import Call, Wrapper
+
+T = TypeVar("T")
 
 
 def asked(name: str = "d", *objects: str, fingerprint: str = "f") -> Registration:
@@ -178,9 +182,98 @@ async def test_a_drop_that_was_cut_short_is_finished_by_the_next(store: MemorySt
         await catalog.drop("d")
     with pytest.raises(NotFound):
         await catalog.manifest("d")
+    assert (await catalog.chain("d")).left_behind
     failing.failing = False
     await catalog.drop("d")
+    assert not (await catalog.chain("d")).left_behind
     assert [info.key for info in await failing.list("")] == [manifest.version_key("d", 2)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_dataset_whose_manifest_is_damaged_can_be_dropped_and_begun_anew(
+    catalog: Catalog, store: MemoryStore, version: int
+) -> None:
+    old, young = (
+        f"{manifest.data_prefix('d')}{manifest.attempt_name(began, 'abcdef01')}/0.parquet"
+        for began in (datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC))
+    )
+    for key in (old, young):
+        await store.put(key, b"rows")
+        await catalog.register(asked("d", key))
+    await store.put(manifest.version_key("d", version), b'{"name": "d", "vers')
+    await catalog.drop("d")
+    with pytest.raises(NotFound):
+        await catalog.manifest("d")
+    left = [info.key for info in await store.list("")]
+    # The other manifest says what is its own; of the one that is damaged only age tells.
+    assert left == [*([young] if version == 2 else []), manifest.version_key("d", 3)]
+    again = (await catalog.register(asked("d", "k"))).manifest
+    assert (again.version, again.first_version) == (4, 4)
+    assert list(await catalog.versions("d")) == [4]
+
+
+async def test_a_damaged_version_is_retired_when_its_time_comes(catalog: Catalog, store: MemoryStore) -> None:
+    for number in range(3):
+        key = f"{manifest.data_prefix('d')}{number}"
+        await store.put(key, b"rows")
+        await catalog.register(asked("d", key))
+    await store.put(manifest.version_key("d", 1), b"{")
+    assert list(await catalog.retire("d", 1)) == [1, 2]
+    left = [info.key for info in await store.list("")]
+    assert left == [
+        f"{manifest.data_prefix('d')}0",
+        f"{manifest.data_prefix('d')}2",
+        manifest.version_key("d", 3),
+    ]
+    await store.put(manifest.version_key("d", 3), b"{")
+    with pytest.raises(Corrupt):
+        await catalog.retire("d", 1)
+
+
+async def test_a_bare_manifest_that_is_damaged_can_be_dropped(catalog: Catalog, store: MemoryStore) -> None:
+    await store.put(manifest.bare_keys("old")[0], b"{")
+    with pytest.raises(Corrupt):
+        await catalog.manifest("old")
+    await catalog.drop("old")
+    assert [info.key for info in await store.list("")] == [manifest.version_key("old", 2)]
+
+
+async def test_no_name_of_a_dataset_leads_to_versions_of_another(
+    catalog: Catalog, store: MemoryStore
+) -> None:
+    await catalog.register(asked("d", "k"))
+    await catalog.drop("d")
+    left = [info.key for info in await store.list("")]
+    assert left == [manifest.version_key("d", 2)]
+    other = left[0].removeprefix(manifest.MANIFESTS).removesuffix(manifest.SUFFIX)
+    with pytest.raises(NotFound):
+        await catalog.drop(other)
+    assert [info.key for info in await store.list("")] == left
+    await catalog.register(asked(other, "k"))
+    assert (await catalog.manifest(other)).version == 1
+    assert (await catalog.register(asked("d", "k"))).manifest.version == 3
+
+
+async def test_a_drop_leaves_what_no_manifest_names(catalog: Catalog, store: MemoryStore) -> None:
+    began = manifest.attempt_name(datetime(2020, 1, 1, tzinfo=UTC), "abcdef01")
+    uploaded = f"{manifest.data_prefix('d')}{began}/0.parquet"
+    await store.put(uploaded, b"rows of an ingest that is still at work")
+    await catalog.register(asked("d", "k"))
+    await catalog.drop("d")
+    assert await store.get(uploaded)
+
+
+async def test_what_is_published_right_after_a_drop_stays() -> None:
+    class Busy(MemoryStore):
+        async def create(self, key: str, data: BytesLike) -> None:
+            await super().create(key, data)
+            if b"dropped_at" in data:
+                await Catalog(self, SystemRuntime()).register(asked("d", "new"))
+
+    catalog = Catalog(Busy(), SystemRuntime())
+    await catalog.register(asked("d", "k"))
+    await catalog.drop("d")
+    assert [one["key"] for one in (await catalog.manifest("d")).objects] == ["new"]
 
 
 @pytest.mark.parametrize("is_written", [True, False])
@@ -232,3 +325,40 @@ def test_the_age_of_an_attempt_is_in_its_keys() -> None:
         assert manifest.attempt_age_s(attempt, later) == 3_600
     assert manifest.attempt_of("_catalog/data/d/foreign") is None
     assert manifest.attempt_age_s("foreign", later) is None
+
+
+class Reads(Wrapper):
+    """Remembers which keys are read."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store, SystemRuntime())
+        self.keys: list[str] = []
+
+    async def _around(self, operation: str, key: str, call: Call[T]) -> T:
+        if operation == "get":
+            self.keys.append(key)
+        return await call()
+
+
+async def test_manifests_are_kept_up_to_their_size_and_the_last_one_always(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(store)
+    catalog = Catalog(reads, SystemRuntime())
+    for name in ("a", "b"):
+        await catalog.register(asked(name, "k"))
+    size = max([info.size for info in await store.list(manifest.MANIFESTS)])
+
+    async def read_again() -> list[str]:
+        reads.keys = []
+        for name in ("a", "b", "b", "a"):
+            await catalog.manifest(name)
+        return [key.split("/")[-2] for key in reads.keys]
+
+    monkeypatch.setattr("lakehouse.catalog.NEWEST_KEPT_BYTES", 2 * size)
+    assert await read_again() == ["a", "b"]
+    assert await read_again() == []
+    monkeypatch.setattr("lakehouse.catalog.NEWEST_KEPT_BYTES", size - 1)
+    await catalog.register(asked("b", "other"))
+    assert await read_again() == ["b", "a"]
+    assert await read_again() == ["b", "a"]

@@ -1,5 +1,6 @@
 """The command line without a server: exit codes, help, resuming, targets of the benchmark."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_the_environment_names_the_server() -> None:
 def test_a_search_takes_exactly_one_question(args: tuple[str, ...]) -> None:
     done = lakehouse("search", "docs", *args)
     assert done.returncode == Exit.USAGE
-    assert "either --vector or --like" in done.stderr
+    assert "give one of the two: --id" in done.stderr
 
 
 def parquet(path: Path, **columns: Any) -> Path:
@@ -231,6 +232,16 @@ def test_doctor_finds_nothing_wrong_with_an_empty_directory(tmp_path: Path) -> N
         "port",
     }
     assert not list(tmp_path.iterdir()), "looking makes nothing"
+
+
+def test_doctor_names_variables_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LAKEHOUSE_")]:
+        monkeypatch.delenv(name)
+    for name in ("LAKEHOUSE_PROT", "LAKEHOUSE_LOG_LEVEL", "LAKEHOUSE_URL"):
+        monkeypatch.setenv(name, "info")
+    found, check = doctor.configured(None, {})
+    assert found is not None
+    assert (check.level, check.advice.partition(": ")[2]) == (doctor.Level.WARNING, "LAKEHOUSE_PROT")
 
 
 def test_doctor_says_what_a_sandbox_with_holes_means() -> None:

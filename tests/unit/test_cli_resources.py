@@ -57,6 +57,26 @@ def test_a_wish_is_settled_when_it_was_seen_and_is_fulfilled(found: dict[str, An
     assert kinds.settled(found) is settled
 
 
+def test_who_waits_is_told_what_failed_before_what_is_not_known_yet() -> None:
+    found = resource(
+        "Dataset", SchemaCompatible=("Pending", 2), Fresh=("RefreshFailed", 2), Ready=("Pending", 2)
+    )
+    found["status"] |= {"observedGeneration": 2}
+    found["status"]["conditions"][0]["status"] = "Unknown"
+    assert declared._standing(found) == "RefreshFailed so it is"
+
+
+def test_who_waits_is_not_told_of_snapshots_and_pauses() -> None:
+    found = resource(
+        "VectorIndex",
+        Ready=("Good", 2),
+        SnapshotCurrent=("NeverTaken", 2),
+        ReconciliationPaused=("Active", 2),
+    )
+    found["status"] |= {"observedGeneration": 2}
+    assert declared._standing(found) == "waiting for the dataset it follows"
+
+
 def test_what_is_to_rest_is_settled_by_resting() -> None:
     index = resource("VectorIndex", spec={"suspend": True}, Ready=("Suspended", 2), UpToDate=("Good", 2))
     assert (kinds.settled(index), kinds.rest(index)) == (True, "suspended")

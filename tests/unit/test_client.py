@@ -117,6 +117,12 @@ def test_each_status_is_raised_as_its_kind_with_the_servers_words(
         lake.index("docs")
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:3110", "localhost:3110", "./lakehouse-data"])
+def test_an_address_without_its_scheme_is_told_at_once(url: str) -> None:
+    with pytest.raises(errors.Invalid, match="begins with http"):
+        Client(url)
+
+
 def test_the_outcome_of_a_503_is_kept(serve: Starter) -> None:
     script = serve(problem(503, outcome="not_committed"))
     with (

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,13 +42,6 @@ from lakehouse.testing.schedules import PARAMS, batch, value_of
 from lakehouse.testing.world import Fault, Weather, World, run, simulated_settings
 
 GOLDEN = Path(__file__).parent.parent / "format" / "golden"
-
-
-@pytest.fixture
-async def runtime() -> AsyncIterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
 
 
 def vectors(

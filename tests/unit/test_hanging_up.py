@@ -55,13 +55,6 @@ class Client:
 
 
 @pytest.fixture
-async def runtime() -> AsyncIterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture
 async def store() -> SlowStore:
     return SlowStore()
 

@@ -43,13 +43,6 @@ async def stream(*batches: Batch) -> AsyncIterator[Batch]:
 
 
 @pytest.fixture
-async def runtime() -> AsyncIterator[SystemRuntime]:
-    runtime = SystemRuntime()
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore(exclusive=False)
 
@@ -68,6 +61,9 @@ def test_a_life_that_takes_another_over_says_so_in_a_record_of_version_2() -> No
     taken = incarnation.taken_over(begun, "other")
     assert taken == replace(begun, number=5, owner="other")
     assert incarnation.decode(incarnation.encode(taken)) == taken
+    empty = replace(begun, continues=Continues((7, 0), empty=True))
+    assert b'"continues":{"positions":[7,0],"exact":false,"empty":true}' in incarnation.encode(empty)
+    assert incarnation.decode(incarnation.encode(empty)) == empty
 
 
 def test_what_cannot_be_continued_is_refused() -> None:
@@ -223,6 +219,24 @@ def test_a_delete_of_versions_deletes_what_goes_over_and_nothing_else() -> None:
         (b"2", Operation.DELETE),
     ]
     assert taken[1].request.ids == ("a",)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_was_added_to_an_empty_life_is_upserted(empty: bool) -> None:
+    def absent(key: bytes, ids: str) -> Request:
+        return Request(key, Operation.ADD_IF_ABSENT, tuple(ids), items(ids).vectors, (None,) * len(ids))
+
+    translation = Translation(Replaced(LIFE, Continues((4,), empty=empty)), 0, 0, 1)
+    gone = Request(b"3", Operation.DELETE, ("b",))
+    taken = translation.of(entry_of(upsert("1", "a"), absent(b"2", "ab"), gone, absent(b"4", "abc")))
+    told = [(one.request.operation, "".join(one.request.ids), one.request.metadata) for one in taken]
+    if empty:
+        assert told[1::2] == [(Operation.UPSERT, "b", (b"",)), (Operation.UPSERT, "bc", (b"", b""))]
+    else:
+        assert told[1::2] == [
+            (Operation.ADD_IF_ABSENT, "ab", (None, None)),
+            (Operation.ADD_IF_ABSENT, "abc", (None, None, None)),
+        ]
 
 
 def test_the_lifes_own_content_takes_every_request_as_it_stands() -> None:

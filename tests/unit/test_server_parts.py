@@ -9,6 +9,8 @@ import pytest
 
 from lakehouse.core import errors
 from lakehouse.core.errors import Invalid, Outcome
+from lakehouse.remote.peer_key import PeerKey
+from lakehouse.runtime import SystemRuntime
 from lakehouse.server import auth, json_body, problem
 from lakehouse.server.auth import Caller, Guard, KeyRefused
 from lakehouse.server.http import BodyBudget, UnsupportedMediaError
@@ -68,12 +70,12 @@ def test_the_peer_key_is_an_admin_and_closes_the_internal_routes_of_an_open_serv
     shared = "what-the-processes-share"
     key, digest = auth.new_key()
     shown = b"Bearer " + shared.encode()
-    guard = Guard([ApiKey(name="k", right=Right.ADMIN, sha256=digest)], shared)
+    guard = Guard([ApiKey(name="k", right=Right.ADMIN, sha256=digest)], PeerKey(SystemRuntime(), shared))
     assert guard.check(shown, Right.ADMIN, internal=True) == Caller(Right.ADMIN, "peer")
     assert guard.check(b"Bearer " + key.encode(), Right.ADMIN, internal=True).name == "k"
     with pytest.raises(KeyRefused):
         guard.check(b"Bearer " + shared.encode()[:-1], Right.READ)
-    open_guard = Guard([], shared)
+    open_guard = Guard([], PeerKey(SystemRuntime(), shared))
     assert open_guard.open
     assert open_guard.check(None, Right.ADMIN).name == ""
     with pytest.raises(KeyRefused):

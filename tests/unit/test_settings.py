@@ -181,6 +181,10 @@ def test_a_pod_finds_its_peers_by_its_shard() -> None:
         ({"read_only": "it follows a dataset"}, "read_only needs declared"),
         ({"peers": "http://a:1,:2"}, "scheme and a host"),
         ({"peer_key": "short"}, "peer_key"),
+        (
+            {"peer_key": "0123456789abcdef", "peer_key_file": "/key"},
+            "LAKEHOUSE_PEER_KEY or LAKEHOUSE_PEER_KEY_FILE",
+        ),
         ({"drain_s": -1}, "drain_s"),
     ],
 )

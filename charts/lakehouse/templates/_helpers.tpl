@@ -227,8 +227,11 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 {{- else }}
 - {name: LAKEHOUSE_INSECURE, value: "true"}
 {{- end }}
-- name: LAKEHOUSE_PEER_KEY
-  valueFrom: {secretKeyRef: {name: lakehouse-peer-key, key: peer-key}}
+{{- end -}}
+
+{{/* Where a pod that asks its like has the key as a file, which follows its Secret when that changes. */}}
+{{- define "lakehouse.peers.dir" -}}
+/etc/lakehouse/peers
 {{- end -}}
 
 {{/* Settings of pods that reach the bucket. */}}
@@ -261,7 +264,7 @@ lakehouse.agentview.dev/keys: {{ include "lakehouse.keys.json" . | sha256sum | t
 {{- concat $all .theirs | toYaml -}}
 {{- end -}}
 
-{{/* A Deployment of data-plane pods.  Takes {root, component, values, env, credentials, token}. */}}
+{{/* A Deployment of data-plane pods.  Takes {root, component, values, env, credentials, token, peers}. */}}
 {{- define "lakehouse.deployment" -}}
 {{- $name := printf "%s-%s" (include "lakehouse.name" .root) .component -}}
 {{- $ca := eq .component "gateway" | ternary "" (include "lakehouse.ca" .root) -}}
@@ -311,6 +314,9 @@ spec:
             {{- if .credentials }}
             {{- $ours = printf "%s\n- {name: LAKEHOUSE_S3_CREDENTIALS_DIR, value: %s}" $ours (include "lakehouse.credentials.dir" .root) }}
             {{- end }}
+            {{- if .peers }}
+            {{- $ours = printf "%s\n- {name: LAKEHOUSE_PEER_KEY_FILE, value: %s/peer-key}" $ours (include "lakehouse.peers.dir" .root) }}
+            {{- end }}
             {{- include "lakehouse.env" (dict "ours" $ours "theirs" .values.extraEnv) | nindent 12 }}
           {{- if or .credentials .values.extraEnvFrom }}
           envFrom:
@@ -347,6 +353,9 @@ spec:
             {{- if .credentials }}
             - {name: credentials, mountPath: {{ include "lakehouse.credentials.dir" .root }}, readOnly: true}
             {{- end }}
+            {{- if .peers }}
+            - {name: peer-key, mountPath: {{ include "lakehouse.peers.dir" .root }}, readOnly: true}
+            {{- end }}
             {{- with .values.extraVolumeMounts }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
@@ -360,6 +369,10 @@ spec:
         {{- with .credentials }}
         - name: credentials
           secret: {secretName: {{ . }}, defaultMode: 292}  # 0444: nobody in the pod is root
+        {{- end }}
+        {{- if .peers }}
+        - name: peer-key
+          secret: {secretName: lakehouse-peer-key, defaultMode: 292}
         {{- end }}
         {{- with .values.extraVolumes }}
         {{- toYaml . | nindent 8 }}

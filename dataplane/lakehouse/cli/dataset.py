@@ -28,7 +28,8 @@ app = typer.Typer(
     help="List, show and delete datasets, their versions and rejected rows.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(help="The dataset; NAME@v3 is its version 3.", metavar="NAME")]
+Name = Annotated[str, typer.Argument(help="The dataset.", metavar="NAME")]
+AnyVersion = Annotated[str, typer.Argument(help="The dataset; NAME@v3 is its version 3.", metavar="NAME")]
 
 
 def _line(dataset: "Dataset") -> dict[str, Any]:
@@ -54,7 +55,11 @@ def list_(data: Data = None, url: Url = None, api_key: ApiKey = None, output: Ou
 
 @app.command("show")
 def show_(
-    name: Name, data: Data = None, url: Url = None, api_key: ApiKey = None, output: Output = Format.TABLE
+    name: AnyVersion,
+    data: Data = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    output: Output = Format.TABLE,
 ) -> None:
     """Show one version: its size, and each column with its type and range."""
     with connected(url, api_key, data) as lake:
@@ -94,7 +99,7 @@ def versions(
 
 @app.command("rejects")
 def rejects(
-    name: Name,
+    name: AnyVersion,
     limit: Annotated[int, typer.Option(help="Most rows to show.", min=1, max=10_000)] = 100,
     data: Data = None,
     url: Url = None,

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from lakehouse.control.crd import Definition
 
 POLL_S = 0.5
+QUIET_S = 10.0
+"""Without a word into a log, where there is anything new to say of what is waited for."""
 WAIT_S_DEFAULT = 600.0
 
 
@@ -149,7 +151,7 @@ def describe(
 
     kind, name = _target(kind, name)
     if kind is None or name is None:
-        usage_error("say which: KIND NAME, or KIND/NAME")
+        usage_error(f"say which: KIND NAME, or KIND/NAME{_given(kind)}")
     wanted = definition(kind)
     with connected(url, api_key) as lake:
         resource = lake.get_resource(wanted.kind, name).body
@@ -170,7 +172,7 @@ def delete(
 
     kind, name = _target(kind, name)
     if (name is None) == (not files) or (files and kind):
-        usage_error("say which: KIND NAME, or -f FILE")
+        usage_error(f"say which: KIND NAME, or -f FILE{_given(kind)}")
     if name is not None and kind is not None:
         targets = [(definition(kind).kind, name)]
     else:
@@ -243,6 +245,11 @@ def _target(kind: str | None, name: str | None) -> tuple[str | None, str | None]
     return kind, name
 
 
+def _given(kind: str | None) -> str:
+    """The one word that was there, as the end of a message: most often a name without its kind."""
+    return "" if kind is None else f". given=`{kind}`"
+
+
 def _now() -> datetime:
     from lakehouse.runtime import SystemRuntime
 
@@ -265,7 +272,7 @@ def _wait_until_settled(lake: "Client", keys: Sequence[tuple[str, str]], timeout
 
     runtime = SystemRuntime()
     until = runtime.monotonic() + timeout_s
-    waiting = list(keys)
+    waiting, quiet_until, before = list(keys), runtime.monotonic() + QUIET_S, ""
     with err_console().status("") as status:
         while True:
             there = {_key(one.body): one.body for one in lake.list_resources()}
@@ -277,8 +284,13 @@ def _wait_until_settled(lake: "Client", keys: Sequence[tuple[str, str]], timeout
             if not waiting:
                 return
             resource = there[waiting[0]]
-            told = f"{kinds.label(resource)}: {_standing(resource)}"
+            standing = _standing(resource)
+            told = f"{kinds.label(resource)}: {standing}"
             status.update(escaped(told))
+            reason = f"{kinds.label(resource)} {standing.split()[0]}"
+            if not err_console().is_terminal and reason != before and runtime.monotonic() > quiet_until:
+                note(escaped(told))  # no line can be written over there
+                quiet_until, before = runtime.monotonic() + QUIET_S, reason
             if runtime.monotonic() > until:
                 raise Busy(f"not ready after {timeout_s:g} s: {told}")
             pause(POLL_S)
@@ -314,14 +326,22 @@ def _is_settled(
     return kinds.settled(resource, dataset)
 
 
+_ASIDE = ("SnapshotCurrent", "DrainCurrent", "ReconciliationPaused")
+"""Conditions that nobody who waits for a resource waits for."""
+
+
 def _standing(resource: Mapping[str, Any]) -> str:
-    """The first condition that keeps a resource from being ready."""
+    """The condition that keeps a resource from being ready: what failed tells more than what is not known yet."""
     status = resource.get("status", {})
     if status.get("observedGeneration") != resource["metadata"]["generation"]:
         return "not looked at yet"
-    for one in status.get("conditions", ()):
-        if one["status"] != "True" and one.get("reason") != "NotConfigured":
-            return f"{one['reason']} {one.get('message', '')}".strip()
+    missing = [
+        one
+        for one in status.get("conditions", ())
+        if one["status"] != "True" and one.get("reason") != "NotConfigured" and one["type"] not in _ASIDE
+    ]
+    for one in sorted(missing, key=lambda one: one["status"] != "False"):
+        return f"{one['reason']} {one.get('message', '')}".strip()
     return "waiting for the dataset it follows"
 
 

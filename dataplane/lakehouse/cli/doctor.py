@@ -30,6 +30,10 @@ FREE_BYTES_MIN = 1 << 30
 """1 GiB: a full snapshot of a modest index beside the one it replaces."""
 FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "asimd")
 PROBE_S_MAX = 2.0
+READ_BY_OTHERS = frozenset(
+    f"LAKEHOUSE_{name}" for name in ("URL", "API_KEY", "FULL_DATA", "TASK", "TERMINATION_LOG")
+)
+"""Variables that are no settings of a server: the client's, the benchmark's, and a Job's."""
 
 
 class Level(enum.StrEnum):
@@ -144,9 +148,17 @@ def configured(config: Path | None, overrides: dict[str, Any]) -> "tuple[Setting
     file = config or (Path(settings.CONFIG_FILE) if Path(settings.CONFIG_FILE).is_file() else None)
     named = sorted(name for name in os.environ if name.startswith(settings.ENV_PREFIX))
     keys = f"{len(found.keys)} keys" if found.keys else "no keys: everyone on this machine is an admin"
-    return found, Check(
-        "settings", Level.OK, f"{file or 'no file'}; {', '.join(named) or 'no LAKEHOUSE_* variables'}; {keys}"
-    )
+    told = f"{file or 'no file'}; {', '.join(named) or 'no LAKEHOUSE_* variables'}; {keys}"
+    settable = {f"{settings.ENV_PREFIX}{name}".upper() for name in settings.Settings.model_fields}
+    unread = sorted(set(named) - settable - READ_BY_OTHERS)
+    if unread:
+        return found, Check(
+            "settings",
+            Level.WARNING,
+            told,
+            f"no setting is called so, and nobody reads it: {', '.join(unread)}",
+        )
+    return found, Check("settings", Level.OK, told)
 
 
 def directory(data: str) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from lakehouse.cli.output import (
     foreign,
     note,
     print_json,
+    shortened,
     show,
     usage_error,
 )
@@ -100,7 +101,9 @@ def search(
     from lakehouse.client import SearchOptions
 
     if (vector is None) == (like is None):
-        usage_error("give either --vector or --like")
+        usage_error(
+            "give one of the two: --id ID finds what is like a stored item, --vector '[0.1, 0.2]' what is near it"
+        )
     options = SearchOptions(k=k, explain=True)
     if filter is not None:
         options["filter"] = filter
@@ -125,7 +128,9 @@ def _vector(text: str) -> list[float]:
         value = orjson.loads(text)
         return [float(number) for number in value]
     except (ValueError, TypeError) as error:
-        raise typer.BadParameter("a vector is a JSON list of numbers, such as [0.1, 0.2]") from error
+        raise typer.BadParameter(
+            f"a vector is a JSON list of numbers, such as [0.1, 0.2]. vector=`{shortened(text)}`"
+        ) from error
 
 
 def _show(found: "Found", output: Format, columns: list[str] | None) -> None:

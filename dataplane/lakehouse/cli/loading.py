@@ -109,7 +109,8 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except pa.ArrowInvalid as error:
-        raise Invalid(f"this is not a Parquet file, or it is damaged: {error}. file=`{path}`") from error
+        reason = str(error).rstrip(".")
+        raise Invalid(f"this is not a Parquet file, or it is damaged: {reason}. file=`{path}`") from error
 
 
 def _dimension(file: pq.ParquetFile, column: str) -> int:

@@ -96,7 +96,7 @@ def advice(error: errors.LakehouseError) -> str | None:
             return "set LAKEHOUSE_API_KEY, or pass --api-key"
         case errors.Denied():
             return "use a key with that right; `lakehouse key new --right …` makes one"
-        case errors.NotFound() if error.message.startswith("no such index"):
+        case _ if error.message.startswith("no such index"):
             return "`lakehouse index list` shows what there is"
         case _ if error.message.startswith("no such dataset"):
             return "`lakehouse dataset list` shows what there is"
@@ -111,7 +111,7 @@ def advice(error: errors.LakehouseError) -> str | None:
         case errors.Unavailable():
             return "it may or may not have happened: repeat it once the server answers"
         case errors.Corrupt():
-            return "restore the file or the index from a snapshot that verifies"
+            return "put the object back from a copy of the bucket, or restore the index from a snapshot that verifies"
     return None
 
 
@@ -266,6 +266,8 @@ def foreign(act: str, path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
     """A path next to `out` that gets its name once it is whole."""
+    if not out.parent.is_dir():
+        raise errors.NotFound(f"cannot write the file: there is no such folder. folder=`{out.parent}`")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with foreign("cannot write the file", out):

@@ -163,12 +163,17 @@ def _keys() -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         """Run what is whole, else go on in the next line."""
         buffer = event.current_buffer
-        if buffer.text.lstrip().startswith(".") or is_whole(buffer.text):
+        if buffer.text.lstrip().startswith(".") or _leaves(buffer.text) or is_whole(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
 
     return keys
+
+
+def _leaves(text: str) -> bool:
+    """Without the dot, too: neither word begins a statement, and it is what other prompts take."""
+    return text.strip().rstrip(";").strip() in (".quit", ".exit", "quit", "exit")
 
 
 class Prompt:
@@ -222,7 +227,7 @@ class Prompt:
                 continue
             except EOFError:
                 return
-            if text.rstrip(";").strip() in (".quit", ".exit"):
+            if _leaves(text):
                 return
             self._handle(text)
 

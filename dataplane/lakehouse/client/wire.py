@@ -193,8 +193,11 @@ def query_text(value: Any) -> str:
 
 
 def url_of(url: str | None) -> str:
-    """The server's address: as given, else LAKEHOUSE_URL, else this machine's."""
-    return (url or os.environ.get("LAKEHOUSE_URL") or URL_DEFAULT).rstrip("/")
+    """The server's address: as given, else LAKEHOUSE_URL, else this machine's.  Raises `Invalid`."""
+    found = (url or os.environ.get("LAKEHOUSE_URL") or URL_DEFAULT).rstrip("/")
+    if not found.lower().startswith(("http://", "https://")):
+        raise errors.Invalid(f"the address of a server begins with http:// or https://. url=`{found}`")
+    return found
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ directory's lock as any server does.  What this module does not do: listen; `lak
 
 import asyncio
 import os
+import re
 from typing import TYPE_CHECKING
 
 from lakehouse.client import AsyncClient, Client, Retries
@@ -24,6 +25,8 @@ Where = str | os.PathLike[str]
 
 IN_PROCESS_URL = "http://lakehouse.in-process"
 """What the HTTP library is told; nothing is ever looked up under it."""
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}")
+"""A server's address without its scheme, which would make a directory of that name."""
 
 
 def connect(
@@ -89,6 +92,10 @@ def _settings(address: str) -> "Settings":
     """As a server's, without what concerns a network: whoever can open the directory needs no key."""
     from lakehouse.settings import ALL_ROLES, load
 
+    if _HOST_AND_PORT.fullmatch(address):
+        raise errors.Invalid(
+            f"the address of a server begins with http://, and a directory of such a name with ./. where=`{address}`"
+        )
     return load(data=address, roles=ALL_ROLES, keys=(), host="127.0.0.1")
 
 

@@ -312,7 +312,7 @@ def _consecutive(look: Look) -> int:
 
 
 def _deletion(resource: Resource[DatasetSpec], observed: ObservedDataset, now: datetime) -> Plan:
-    there = observed.current is not None or observed.versions or observed.damaged
+    there = observed.current is not None or observed.versions or observed.damaged or observed.left_behind
     return rounds.deletion(
         resource,
         cleanup=DropDataset() if there else None,

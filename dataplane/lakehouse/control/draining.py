@@ -100,6 +100,8 @@ def _blocked(
 ) -> Condition | None:
     if target is None or not target.exists:
         return waiting(_KIND, "TargetNotFound", f"no such index. into=`{drain.into}`")
+    if target.going:
+        return waiting(_KIND, "TargetDeleting", f"the target is being deleted. into=`{drain.into}`")
     if name in target.chain:
         ring = " → ".join((name, drain.into, *target.chain[: target.chain.index(name) + 1]))
         return false(

@@ -14,6 +14,7 @@ from lakehouse.control.kinds import (
     VECTOR_INDEX,
     Drain,
     IndexSnapshotSpec,
+    VectorIndexSpec,
 )
 from lakehouse.control.state import (
     SCHEDULED_FOR_ANNOTATION,
@@ -61,6 +62,20 @@ def life(record: Incarnation | None) -> Life | None:
     if record is None or not record.alive or record.params is None:
         return None
     return Life(record.params, record.shards, record.owner, record.origin or {})
+
+
+def differences(spec: VectorIndexSpec, life: Life) -> str:
+    """What never changes, and is otherwise in the store than is asked for; empty when nothing is."""
+    pairs = {
+        "dimension": (spec.dimension, life.params.dimension),
+        "distance": (spec.distance.value, life.params.distance.value),
+        "shards": (spec.shards, life.shards),
+    }
+    return ", ".join(
+        f"{name} is {there} and {asked} is asked for"
+        for name, (asked, there) in pairs.items()
+        if asked != there
+    )
 
 
 def source(newest: Manifest, vector_column: str) -> ObservedSource:

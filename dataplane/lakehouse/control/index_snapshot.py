@@ -188,7 +188,8 @@ def _waiting_for(resource: Resource[IndexSnapshotSpec], observed: ObservedIndexS
     if observed.store.reachable is not True:
         return observed.store.detail or "the store does not answer"
     if not observed.index_exists:
-        return f"no such VectorIndex. name=`{resource.spec.index}`"
+        missing = "the index has not begun yet" if observed.index_declared else "no such VectorIndex"
+        return f"{missing}. name=`{resource.spec.index}`"
     return "" if observed.index_serving else "the index does not answer"
 
 

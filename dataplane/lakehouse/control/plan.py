@@ -75,6 +75,9 @@ class BuildIndex(Action):
     """Swap it for the life there is, without a gap; False: there must be none."""
     build_key: str
     """Of everything but the version: another key means that the same version would give other content."""
+    adopts: bool = False
+    """What writers gave that life before the build goes with it, as somebody asked for; False: a life that holds any is
+    not replaced.  What it acknowledges from the beginning of the build is taken over."""
     once: bool = False
     """Writers may change it afterwards; False: it follows its dataset, and nothing else fills it."""
 

@@ -41,6 +41,8 @@ AGAIN_S = 1.0
 """After acting: soon enough that what was done is seen as done."""
 WORKING_S = 10.0
 """While something long runs: how often its progress is told."""
+UNREACHABLE_FROM_PODS = "UnreachableFromPods"
+"""The reason where the store answers whoever decides, and not those that serve."""
 UNREACHABLE_S = 10.0
 """While the store does not answer."""
 DELETION_DEADLINE = timedelta(minutes=10)
@@ -90,11 +92,17 @@ def waits(
     return [*held, *away, *([WORKING_S] if work is not None else [])]
 
 
-def storage(store: StoreState) -> Condition:
-    """Whether the store answers."""
+def storage(store: StoreState, cut_off: str = "") -> Condition:
+    """Whether the store answers, whoever decides and whoever serves.
+
+    `cut_off`: who of these it does not answer, and why.  That is told and holds nothing back: reads go on, and what
+    whoever decides can do for the resource is done.
+    """
     kind = ConditionType.STORAGE_REACHABLE
     if store.reachable is None:
         return conditions.unknown(kind, store.reason or "Pending", store.detail)
+    if store.reachable and cut_off:
+        return conditions.false(kind, UNREACHABLE_FROM_PODS, cut_off)
     if store.reachable:
         return conditions.true(kind, store.reason or "ProbeSucceeded", store.detail)
     return conditions.false(kind, store.reason or "NotReachable", store.detail)
@@ -238,6 +246,7 @@ def _skipped(store: StoreState, failures: Sequence[Failure]) -> str:
 
 
 def _kept(status: Mapping[str, Any]) -> list[Condition]:
+    """As they were; what another version may have written is passed over."""
     return [
         Condition(
             ConditionType(one["type"]),
@@ -246,6 +255,7 @@ def _kept(status: Mapping[str, Any]) -> list[Condition]:
             one.get("message", ""),
         )
         for one in status.get("conditions", ())
+        if one["type"] in set(ConditionType) and one["status"] in set(conditions.Status)
     ]
 
 

@@ -187,6 +187,8 @@ class ObservedTarget:
     serving: bool = False
     read_only: bool = False
     """It follows a dataset, so nothing else may write to it."""
+    going: bool = False
+    """It is being deleted, with what it holds."""
     chain: tuple[str, ...] = ()
     """What the target drains into, what that drains into, and so on, ending at the first repetition."""
 
@@ -255,6 +257,7 @@ class ObservedIndex:
     identity: str
     """How this resource signs what it owns: `<cluster>/<namespace>/<name>`."""
     store: StoreState
+    """As whoever decides sees it."""
     life: Life | None = None
     """None: nothing lives under the name (or the store is not reachable, which `store` tells)."""
     unrecorded: str = ""
@@ -304,6 +307,9 @@ class ObservedIndex:
     work: Running | None = None
     failures: tuple[Failure, ...] = ()
     """At most one per `Act`."""
+    cut_off: str = ""
+    """Who of those that serve the index does not reach the store, and why; empty when they all do.
+    That is told; what is done goes by `store`."""
 
 
 # ---- Dataset ------------------------------------------------------------------------------------------------------
@@ -358,6 +364,8 @@ class ObservedDataset:
     """Every version that has a manifest, ascending."""
     pinned: frozenset[int] = frozenset()
     """Versions that an index was built from, or is being built from."""
+    left_behind: bool = False
+    """Whether a deletion was cut short."""
     last_refresh: LastRefresh | None = None
     """None: none since this observer started; the status remembers."""
     room: bool = True
@@ -393,7 +401,9 @@ class ObservedIndexSnapshot:
     record: SnapshotRecord | None = None
     left_behind: bool = False
     """There is no record that can be read, and something of it is there; looked at when the resource is to go."""
+    index_declared: bool = False
     index_exists: bool = False
+    """The store has it."""
     index_serving: bool = False
     in_use: bool = False
     """An index is being restored from it, or is still to be."""

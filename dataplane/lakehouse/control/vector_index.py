@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lakehouse.control import checks, conditions, draining, rounds, snapshot_schedule
+from lakehouse.control import checks, conditions, draining, facts, rounds, snapshot_schedule
 from lakehouse.control.conditions import Condition, ConditionType, Status, false, true, unknown, waiting
 from lakehouse.control.documents import shown
 from lakehouse.control.kinds import DeletionPolicy, Follow, Source, VectorIndexSpec
@@ -98,7 +98,7 @@ def reconcile(resource: Resource[VectorIndexSpec], observed: ObservedIndex, now:
     actions = _actions(look, accepted, content, drained, kept)
     found = [
         accepted,
-        rounds.storage(observed.store),
+        rounds.storage(observed.store, observed.cut_off),
         source,
         _ready(look, accepted, source),
         _up_to_date(look, accepted, source, content),
@@ -262,18 +262,8 @@ def _taken(life: Life, identity: str) -> str:
 
 
 def _mismatch(look: Look, life: Life) -> str:
-    spec = look.spec
-    pairs = {
-        "dimension": (spec.dimension, life.params.dimension),
-        "distance": (spec.distance.value, life.params.distance.value),
-        "shards": (spec.shards, life.shards),
-    }
-    told = [
-        f"{name} is {there} and {asked} is asked for"
-        for name, (asked, there) in pairs.items()
-        if asked != there
-    ]
-    return f"the index that is there differs: {', '.join(told)}; use another name, or drop it" if told else ""
+    told = facts.differences(look.spec, life)
+    return f"the index that is there differs: {told}; use another name, or drop it" if told else ""
 
 
 def _built_otherwise(look: Look, life: Life) -> str:
@@ -367,6 +357,7 @@ def _build(look: Look, source: Source, resolved: Condition, *, replaces: bool) -
         vector_column=source.vector_column,
         metadata_columns=source.metadata_columns,
         replaces=replaces,
+        adopts=replaces and look.adopts,
         build_key=build_key(spec, source),
         once=source.follow is Follow.ONCE,
     )
@@ -377,10 +368,13 @@ def _following(look: Look, life: Life, source: Source, resolved: Condition) -> C
     once = life.origin.get("follow") == Follow.ONCE
     if wanted is None or (not once and dict(wanted.origin).items() <= dict(life.origin).items()):
         return Content(None)
-    filled = "dataset" not in life.origin and look.observed.items != 0
+    work = look.observed.work
+    # What comes while it is built goes over: a build begins only where nothing is, and looks itself.
+    building = work is not None and work.act is Act.BUILD
+    filled = "dataset" not in life.origin and look.observed.items != 0 and not building
     # One that looks empty may be written to until its pods know that they may not.
     if (once or filled) and not look.adopts:
-        holds = "was built once and open to writers since, so it may hold" if once else "holds"
+        holds = "was built from its dataset and open to writers since, so it may hold" if once else "holds"
         why = (
             f"the index {holds} items that no dataset gave it, and building it would remove them; move them with a "
             f'merge, or give them up with the annotation {ADOPT_ANNOTATION}: "true"'

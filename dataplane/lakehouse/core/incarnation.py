@@ -26,6 +26,9 @@ CARRYING_ENTRY_VERSION = 2
 
 Origin = Mapping[str, object]
 """A JSON object that says what an index was built from."""
+WRITERS_MARK = {"follow": "Once"}
+"""In the origin of a life built from a dataset: writers may have changed it since.  There is always room for it."""
+_MARK_TEXT = json.dumps(WRITERS_MARK, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,9 @@ class Continues:
     exact: bool = False
     """The content is the replaced life's own at these positions, with its versions, in as many shards: what comes after
     is taken over as it is.  Else it is other content, on which later writes are put."""
+    empty: bool = False
+    """The replaced life held nothing there.  So what was added if absent, and was not there by what is taken over, was
+    added; it is put over what the new content holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,12 @@ class Incarnation:
     @property
     def alive(self) -> bool:
         return self.uuid is not None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a dataset gave all that this life holds, and no writer has been let near it since."""
+        origin = self.origin or {}
+        return "dataset" in origin and not WRITERS_MARK.items() <= origin.items()
 
 
 def begin(
@@ -109,8 +121,13 @@ def taken_over(record: Incarnation, owner: str | None) -> Incarnation:
     """
     assert record.uuid is not None
     assert record.params is not None
-    changed = begin(record.number + 1, record.uuid, record.params, record.shards, owner, record.origin)
+    changed = begin(record.number + 1, record.uuid, record.params, record.shards, owner)
     return replace(record, number=changed.number, owner=changed.owner)
+
+
+def opened_to_writers(record: Incarnation) -> Incarnation:
+    """The next record of the same life, which says that writers may change it; no origin is too long for that."""
+    return replace(taken_over(record, record.owner), origin={**(record.origin or {}), **WRITERS_MARK})
 
 
 def _checked_origin(origin: Origin | None) -> Origin | None:
@@ -124,8 +141,9 @@ def _checked_origin(origin: Origin | None) -> Origin | None:
         raise Invalid(f"an index's origin must be a JSON object. error=`{error}`") from error
     if not isinstance(copy, dict):
         raise Invalid(f"an index's origin must be a JSON object. origin=`{text[:80]}`")
-    if len(text) > ORIGIN_BYTES_MAX:
-        raise Invalid(f"an index's origin has at most {ORIGIN_BYTES_MAX} bytes. bytes=`{len(text)}`")
+    size = len(text) - (len(_MARK_TEXT) if WRITERS_MARK.items() <= copy.items() else 0)
+    if size > ORIGIN_BYTES_MAX:
+        raise Invalid(f"an index's origin has at most {ORIGIN_BYTES_MAX} bytes. bytes=`{size}`")
     return copy
 
 
@@ -144,6 +162,7 @@ def encode(record: Incarnation) -> bytes:
         body["continues"] = {
             "positions": list(record.continues.positions),
             "exact": record.continues.exact,
+            **({"empty": True} if record.continues.empty else {}),
         }
     return _dumped(body | {"sha256": hashlib.sha256(_dumped(body)).hexdigest()})
 
@@ -190,7 +209,8 @@ def _continues(body: object) -> Continues | None:
         return None
     if not isinstance(body, dict):
         raise TypeError("`continues` is no object")
-    return Continues(tuple(int(position) for position in body["positions"]), bool(body["exact"]))
+    positions = tuple(int(position) for position in body["positions"])
+    return Continues(positions, bool(body["exact"]), bool(body.get("empty", False)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,9 +345,13 @@ def attempt_of(key: str) -> str | None:
 
 
 def bare_keys(name: str) -> tuple[str, ...]:
-    """Where the old system may have kept its one manifest per dataset: the name escaped, or as it is."""
-    escaped = quote(name, safe="")
-    return tuple(f"{MANIFESTS}{written}{SUFFIX}" for written in dict.fromkeys((escaped, name)))
+    """Where the old system may have kept its one manifest per dataset: the name escaped, or as it is, if that is not
+    where another dataset's version lies."""
+    escaped = f"{MANIFESTS}{quote(name, safe='')}{SUFFIX}"
+    plain = f"{MANIFESTS}{name}{SUFFIX}"
+    if plain == escaped or ("/" in name and version_of(plain) is not None):
+        return (escaped,)
+    return escaped, plain
 
 
 def parse_link(data: bytes, key: str) -> Manifest | Tombstone:

@@ -122,6 +122,11 @@ def fate_key(name: str, life: UUID, number: int) -> str:
     return f"{fate_prefix(name, life)}{number:04}"
 
 
+def continues_key(name: str, life: UUID) -> str:
+    """What several builders of one life agree that it takes over, until it has begun."""
+    return f"{VECTORS}{name}/{life.hex}/continues"
+
+
 def named_snapshot_key(name: str, incarnation: UUID, snapshot: str) -> str:
     """The record of a named snapshot."""
     return f"{VECTORS}{name}/{incarnation.hex}/named/{snapshot}.json"

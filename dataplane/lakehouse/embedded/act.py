@@ -7,7 +7,7 @@ anyone can see, because content comes first and its record last.  What this modu
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -133,19 +133,22 @@ class Actor:
     async def _vacancy(self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec]) -> Start:
         """Where a life begins that is built, in the place of what the name lives now.
 
-        What that one acknowledges from now on is taken over; what it has now goes.  Raises `Conflict` where it got
-        items, since it was decided about, that no dataset gave it.
+        What that one acknowledges from now on is taken over; what it has now goes.  Raises `Conflict` where it may have
+        got items, since it was decided about, that no dataset gave it.
         """
         name, indexes = action.params.name, self._parts.indexes
         start = await indexes.vacancy(name, action.shards, replaces=action.replaces)
         if start.ends is None:
             return start
         async with indexes.abandoned_on_failure(name, start, only_pin=True):
-            life = await indexes.fresh(name)
-            given = "dataset" in (life.record.origin or {})
-            if life.length and not given and resource.meta.annotations.get(ADOPT_ANNOTATION) != "true":
+            life, record = await indexes.fresh(name), await indexes.record(name)
+            given = record is not None and record.is_given
+            empty = not life.length and "dataset" not in (life.origin or {})
+            if not (given or empty or resource.meta.annotations.get(ADOPT_ANNOTATION) == "true"):
                 raise Conflict(f"the index was written to meanwhile: look again. index=`{name}`")
-        return start
+        assert start.continues is not None
+        # Empty by now: what it held where it is replaced was deleted since.
+        return replace(start, continues=replace(start.continues, empty=empty))
 
     async def _build(self, action: plan.BuildIndex, resource: Resource[VectorIndexSpec], work: Work) -> None:
         parts = self._parts

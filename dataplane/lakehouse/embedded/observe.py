@@ -183,6 +183,7 @@ class Observer:
             params.distance.value,
             serving=seen.collection is not None,
             read_only=read_only,
+            going=entry is not None and entry.resource.meta.deletion_requested,
             chain=self._chain(name),
         )
 
@@ -237,15 +238,17 @@ class Observer:
         catalog = self._parts.catalog
         try:
             always["pinned"] = await self._pinned(name)
-            newest = await catalog.manifest(name)
-            versions = tuple(await catalog.versions(name))
-        except NotFound:
+            chain = await catalog.chain(name)
+        except NotFound:  # it went just now
             return ObservedDataset(REACHABLE, **always)
         except Corrupt as error:
             return ObservedDataset(REACHABLE, damaged=error.message, **always)
         except Unavailable as error:
             return ObservedDataset(_unreachable(error), **always)
-        return ObservedDataset(REACHABLE, current=facts.version(newest), versions=versions, **always)
+        if chain.newest is None:
+            return ObservedDataset(REACHABLE, left_behind=chain.left_behind, **always)
+        current, versions = facts.version(chain.newest), tuple(chain.versions)
+        return ObservedDataset(REACHABLE, current=current, versions=versions, **always)
 
     async def last_version(self, dataset: str) -> int:
         """The number of a dataset's newest version, or of the tombstone after it, for one LIST; 0 for none."""
@@ -296,6 +299,7 @@ class Observer:
             REACHABLE,
             record=record,
             left_behind=left,
+            index_declared=self._registry.get((VECTOR_INDEX, resource.spec.index)) is not None,
             index_exists=seen.record is not None and seen.record.alive,
             index_serving=seen.collection is not None,
             **always,

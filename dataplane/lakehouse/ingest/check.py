@@ -40,7 +40,7 @@ async def unchanged(
 ) -> Manifest | None:
     """The newest version if an ingest of `spec` would leave it as it is; None if there is something to do.
 
-    Raises `Invalid` (a source that is not there, or an address that is none), `Conflict` (what is there cannot be
-    joined with what is asked), `Unavailable`: the ingest itself would end in the same.
+    Raises `NotFound` (a source that is not there), `Invalid` (an address that is none), `Conflict` (what is there
+    cannot be joined with what is asked), `Unavailable`: the ingest itself would end in the same.
     """
     return (await look(spec, catalog, runtime, open_bucket)).current

@@ -87,9 +87,9 @@ async def run(
 ) -> IngestResult:
     """Bring the dataset to what `spec` says; when it is that already, start nothing and publish nothing.
 
-    Raises `Invalid` (a source that is not there or cannot be read, every row rejected, over `max_rejects`),
-    `SchemaConflict`, `Conflict` (another ingest published meanwhile), `Unavailable` (the store, the deadline, the
-    converting process).  Whatever it raises, the version before is what is served.
+    Raises `NotFound` (a source that is not there), `Invalid` (one that cannot be read, every row rejected, over
+    `max_rejects`), `SchemaConflict`, `Conflict` (another ingest published meanwhile), `Unavailable` (the store, the
+    deadline, the converting process).  Whatever it raises, the version before is what is served.
     """
     opener = open_bucket or _buckets(runtime, settings)
     progress(Progress(Step.RESOLVING))

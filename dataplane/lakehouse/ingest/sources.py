@@ -49,7 +49,7 @@ class Found:
 
 
 async def resolve(asked: Sequence[Source], runtime: Runtime, open_bucket: OpenBucket) -> tuple[Found, ...]:
-    """The files of all sources, each once, in order.  Raises `Invalid` naming a source that matches none."""
+    """The files of all sources, each once, in order.  Raises `NotFound` naming a source that matches none."""
     found: dict[str, Found] = {}
     for source in asked:
         if source.uri.startswith(S3):
@@ -73,7 +73,7 @@ def _on_disk(source: Source) -> list[Found]:
     is_one = os.path.lexists(path) or not _WILD.search(str(path))
     paths = [path] if is_one else _matching(str(path))
     if not paths:
-        raise Invalid(f"no file matches. uri=`{source.uri}`")
+        raise NotFound(f"no file matches. uri=`{source.uri}`")
     return [_local(source, path) for path in paths]
 
 
@@ -107,6 +107,8 @@ def _matching(pattern: str) -> list[Path]:
 def _local(source: Source, path: Path) -> Found:
     try:
         state = path.stat()
+    except FileNotFoundError as error:
+        raise NotFound(f"no such file. uri=`{source.uri}`") from error
     except OSError as error:
         raise Invalid(f"the source cannot be read: {error.strerror}. uri=`{source.uri}`") from error
     if not stat.S_ISREG(state.st_mode):
@@ -147,12 +149,12 @@ async def _in_bucket(source: Source, open_bucket: OpenBucket) -> list[Found]:
     try:
         infos = [*await _objects(store, key)]
     except NotFound as error:
-        raise Invalid(f"no such object. uri=`{source.uri}`") from error
+        raise NotFound(f"no such object. uri=`{source.uri}`") from error
     except LakehouseError as error:
         error.message = f"{error.message} uri=`{source.uri}`"
         raise
     if not infos:
-        raise Invalid(f"no object matches. uri=`{source.uri}`")
+        raise NotFound(f"no object matches. uri=`{source.uri}`")
     return [
         Found(f"{S3}{bucket}/{info.key}", info.etag, info.size, source, bucket=bucket, key=info.key)
         for info in infos

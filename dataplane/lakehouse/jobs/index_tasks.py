@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from lakehouse import beginning, building, compatibility, incarnations, seeding
+from lakehouse import beginning, building, compatibility, errands, incarnations, seeding
 from lakehouse.catalog import Catalog
 from lakehouse.core import incarnation, named, names
 from lakehouse.core.errors import Invalid, LakehouseError, NotFound
@@ -23,6 +23,7 @@ from lakehouse.engine_settings import EngineSettings
 from lakehouse.indexes import Indexes
 from lakehouse.jobs.tasks import Build, Rebuild, Restore
 from lakehouse.jobs.workplace import Workplace
+from lakehouse.replacing import Start
 from lakehouse.seeding import Seed
 from lakehouse.store.base import ObjectStore
 
@@ -35,12 +36,15 @@ async def build(task: Build, shard: int, place: Workplace) -> Mapping[str, Any]:
     """Put one shard's content, and begin the life if it was the last: `{"shard", "published"}`.
 
     Raises `Invalid` naming a row that cannot be an item, `NotFound`, `Conflict` when the name lives (or by the end
-    another life than the one to replace), or when the life of the task has ended already.
+    another life than the one to replace, or one that holds what writers gave it), or when the life of the task has
+    ended already.
     """
     params, store, runtime = task.params, place.store, place.runtime
     if not shard < task.shards:
         raise Invalid(f"there is no such shard. shard=`{shard}` shards=`{task.shards}`")
-    if await beginning.has_begun(store, params.name, task.life, replaces=task.replaces):
+    settings = EngineSettings(scratch=place.scratch)
+    start = await errands.repeated(runtime, lambda: _start(task, place, settings), building.PATIENCE)
+    if start is None:
         return {"shard": shard, "published": True}
     async with _dataset_store(task, place) as source:
         manifest = await Catalog(source, runtime).manifest(task.dataset, task.version)
@@ -52,7 +56,7 @@ async def build(task: Build, shard: int, place: Workplace) -> Mapping[str, Any]:
             await building.build_shard(
                 store,
                 runtime,
-                EngineSettings(scratch=place.scratch),
+                settings,
                 params,
                 task.shards,
                 task.life,
@@ -60,13 +64,33 @@ async def build(task: Build, shard: int, place: Workplace) -> Mapping[str, Any]:
                 batches,
                 progress=lambda done: place.tell(_progress(shard, done, total)),
             )
-    absent = await beginning.missing(store, params.name, task.life, task.shards)
+    published = await errands.repeated(
+        runtime, lambda: _published(task, shard, place, start), building.PATIENCE
+    )
+    return {"shard": shard, "published": published}
+
+
+async def _start(task: Build, place: Workplace, settings: EngineSettings) -> Start | None:
+    """What the life takes over; None when it has begun."""
+    store, name = place.store, task.params.name
+    if await beginning.has_begun(store, name, task.life, replaces=task.replaces):
+        await building.forget_start(store, name, task.life)
+        return None
+    if not task.replaces:
+        return Start(task.life)
+    return await building.agreed_start(store, place.runtime, settings, name, task.life, adopts=task.adopts)
+
+
+async def _published(task: Build, shard: int, place: Workplace, start: Start) -> bool:
+    """Begin the life if every shard is there; whether it was."""
+    absent = await beginning.missing(place.store, task.params.name, task.life, task.shards)
     if absent:
         logger.info("this shard is there, others are not yet. shard=%d missing=%s", shard, absent)
-        return {"shard": shard, "published": False}
-    record = _record(params, task.shards, task.life, task.owner, task.origin)
-    await _publish(place, record, replaces=task.replaces)
-    return {"shard": shard, "published": True}
+        return False
+    record = _record(task.params, task.shards, task.life, task.owner, task.origin, start)
+    await _publish(place, record, replaces=task.replaces, guards=task.replaces)
+    await building.forget_start(place.store, task.params.name, task.life)
+    return True
 
 
 @contextlib.asynccontextmanager
@@ -190,13 +214,15 @@ async def rebuild(task: Rebuild, place: Workplace) -> Mapping[str, Any]:
         await indexes.close()
 
 
-async def _publish(place: Workplace, record: Incarnation, *, replaces: bool) -> None:
+async def _publish(place: Workplace, record: Incarnation, *, replaces: bool, guards: bool = False) -> None:
     """Begin the life.  The logs of one that it replaces are left to the pod that first serves the new one, so that the
     old one is served until then."""
     assert record.params is not None
     store, runtime, name = place.store, place.runtime, record.params.name
     settings = EngineSettings(scratch=place.scratch)
-    await building.publish(store, runtime, record, replaces=replaces, ends_logs=False, settings=settings)
+    await building.publish(
+        store, runtime, record, replaces=replaces, ends_logs=False, settings=settings, guards=guards
+    )
     try:
         await compatibility.settle(store, runtime, EngineSettings(scratch=place.scratch), name)
     except LakehouseError as error:  # only old tools miss it
@@ -204,10 +230,16 @@ async def _publish(place: Workplace, record: Incarnation, *, replaces: bool) -> 
 
 
 def _record(
-    params: IndexParams, shards: int, life: UUID, owner: str | None, origin: Origin | None
+    params: IndexParams,
+    shards: int,
+    life: UUID,
+    owner: str | None,
+    origin: Origin | None,
+    start: Start | None = None,
 ) -> Incarnation:
     """What `publish` gives its number."""
-    return incarnation.begin(0, life, params, shards, owner, origin, seeded=True)
+    ends, continues = (None, None) if start is None else (start.ends, start.continues)
+    return incarnation.begin(0, life, params, shards, owner, origin, ends, seeded=True, continues=continues)
 
 
 def _progress(shard: int, done: int, total: int | None) -> str:

@@ -29,6 +29,8 @@ class Build(msgspec.Struct, frozen=True, tag=True, tag_field="act"):
     origin: Mapping[str, Any] | None = None
     replaces: bool = False
     """Exchange it for the life there is, without a gap; False: there must be none."""
+    adopts: bool = False
+    """What writers gave that life before this begins goes with it; False: such a life is not replaced."""
     dataset_url: str | None = None
     """The store of the dataset, as `s3://bucket/prefix`; None: the index's own."""
 

@@ -15,6 +15,7 @@ import msgspec
 from lakehouse.core.errors import Busy, LakehouseError, Outcome, Unavailable
 from lakehouse.remote import wire
 from lakehouse.remote.connections import Broken, Connection, Connections, NotConnected
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.remote.wire import INSTANCE, MEDIA_TYPE, Failure
 from lakehouse.runtime import Runtime
 
@@ -23,6 +24,7 @@ CONNECT_S = 1.0
 PIECE_S = 30.0
 """Most seconds between two pieces of a stream."""
 ADDRESSES_MAX = 4_096
+UNAUTHORIZED = 401
 _INSTANCE = INSTANCE.encode()
 
 
@@ -35,14 +37,12 @@ class Unanswered(Exception):
 
 
 class Calls:
-    """Connections to other processes; `instance` is who this one is, `key` what they show each other."""
+    """Connections to other processes; `instance` is who this one is, `peer_key` what they show each other."""
 
-    def __init__(self, runtime: Runtime, instance: UUID, key: str | None = None) -> None:
+    def __init__(self, runtime: Runtime, instance: UUID, peer_key: PeerKey | None = None) -> None:
         self.instance = instance.hex
         self._connections = Connections(runtime)
-        self._headers = f"content-type: {MEDIA_TYPE}\r\n"
-        if key:
-            self._headers += f"authorization: Bearer {key}\r\n"
+        self._peer_key = peer_key or PeerKey(runtime)
         self._instances: dict[str, bytes] = {}
 
     def is_here(self, address: str) -> bool:
@@ -73,10 +73,7 @@ class Calls:
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await self._begun(method, address, path, body, twice=twice)
-                try:
-                    content = await connection.body()
-                finally:
-                    self._connections.give(address, connection)
+                content = await self._whole(address, connection)
         except TimeoutError as error:
             raise Unanswered(f"no answer within {timeout_s:.1f} s. address=`{address}`") from error
         except Broken as error:
@@ -85,12 +82,31 @@ class Calls:
             raise refusal(connection.status, content)
         return content
 
+    async def _whole(self, address: str, connection: Connection) -> bytes:
+        """The rest of an answer, after which another request may follow.  Raises `Broken`."""
+        try:
+            return await connection.body()
+        finally:
+            self._connections.give(address, connection)
+
     async def _begun(self, method: str, address: str, path: str, body: bytes, *, twice: bool) -> Connection:
+        """A connection on which the answer has begun, to a key that is not refused if we have one.
+
+        Raises `Unsent`, `Broken`.
+        """
+        first, *others = [
+            _head(method, address, path, len(body), key).encode() for key in self._peer_key.shown()
+        ]
+        connection = await self._sent(address, first, body, twice=twice)
+        for head in others:
+            if connection.status != UNAUTHORIZED:
+                break
+            await self._whole(address, connection)
+            connection = await self._sent(address, head, body, twice=twice)
+        return connection
+
+    async def _sent(self, address: str, head: bytes, body: bytes, *, twice: bool) -> Connection:
         """A connection on which the answer has begun.  Raises `Unsent`, `Broken`."""
-        head = (
-            f"{method} {path} HTTP/1.1\r\nhost: {address[7:]}\r\n"
-            f"content-length: {len(body)}\r\n{self._headers}\r\n"
-        ).encode()
         try:
             return await self._tried(address, head, body, fresh=False)
         except NotConnected as error:
@@ -144,6 +160,14 @@ class Calls:
             self._connections.give(address, connection)
 
 
+def _head(method: str, address: str, path: str, size_bytes: int, key: str) -> str:
+    shown = f"authorization: Bearer {key}\r\n" if key else ""
+    return (
+        f"{method} {path} HTTP/1.1\r\nhost: {address[7:]}\r\ncontent-length: {size_bytes}\r\n"
+        f"content-type: {MEDIA_TYPE}\r\n{shown}\r\n"
+    )
+
+
 async def _pieces(connection: Connection, address: str) -> AsyncIterator[bytes]:
     """The pieces of a stream, up to the empty one that ends it."""
     buffer = bytearray()
@@ -175,10 +199,11 @@ def refusal(status: int, content: bytes) -> LakehouseError:
         return wire.error_of(wire.decode(content, type=Failure))
     except (msgspec.MsgspecError, ValueError):
         pass
-    if status in (401, 403):
+    if status in (UNAUTHORIZED, 403):
         return Unavailable(
-            "another process of this deployment does not take our key: give every process the same "
-            f"LAKEHOUSE_PEER_KEY. status=`{status}`",
+            "another process of this deployment does not take our peer key: try again if it was changed within the "
+            "last 90 s, else give every process the same LAKEHOUSE_PEER_KEY or LAKEHOUSE_PEER_KEY_FILE. "
+            f"status=`{status}`",
             outcome=Outcome.NOT_COMMITTED,
         )
     if status == 429:

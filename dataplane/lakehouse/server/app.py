@@ -21,6 +21,7 @@ from lakehouse.engine_settings import EngineSettings
 from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.placement import Neighbours, Pods
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.server import openapi, problem
 from lakehouse.server.auth import ANYBODY, Caller, Guard
@@ -54,6 +55,7 @@ from lakehouse.sql.vectors import VectorSearch
 from lakehouse.store.base import ObjectStore
 from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
+from lakehouse.store.reach import Reach, ReachedStore
 from lakehouse.store.s3 import S3Settings
 from lakehouse.store.wrappers import MeteredStore
 from lakehouse.vector_sql import DatasetFilters, Filters, HttpVectorSearch, IndexVectorSearch, as_metadata
@@ -94,16 +96,17 @@ class App:
         self._remote: HttpVectorSearch | None = None
         self._new_controller = controller
         self._store = store
+        self._reach: Reach | None = None
         self._scratch: Path | None = None
         self._own_scratch: TemporaryDirectory[str] | None = None
-        peer_key = settings.peer_key
-        self._peer_key = None if peer_key is None else peer_key.get_secret_value()
+        self._peer_key = PeerKey.of(settings, self.runtime)
         self._guard = Guard(settings.keys, self._peer_key)
         self._budget = BodyBudget(settings.body_bytes_in_flight_max)
         self._gateway: Gateway | None = None
         self._loading: asyncio.Task[list[str]] | None = None
         self._kept: KeptIndex | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._neighbours: Neighbours | None = None
         self._internal: InternalApi | None = None
         self._draining = False
@@ -127,7 +130,11 @@ class App:
             )
         if self._store is not None:
             self._scratch = await self.runtime.run_io(self._scratch_of, self._store)
+            if self.settings.index is not None:
+                self._reach = Reach(self.runtime)
+                self._store = ReachedStore(self._store, self.runtime, self._reach)
             self._store = MeteredStore(self._store, self.runtime, self.metrics)
+        self._watching = self.runtime.spawn(self._peer_key.watch(), name="peer key")
         self._gateway = self._new_gateway()
         if self._gateway is not None:
             self._gateway.start()
@@ -145,7 +152,7 @@ class App:
         if self.settings.index is None:
             self._loading = self.runtime.spawn(_load(indexes, self.runtime), name="load indexes")
         else:
-            self._kept = KeptIndex(indexes, self.runtime, self.settings.index)
+            self._kept = KeptIndex(indexes, self.runtime, self.settings.index, self._reach)
             self._keeping = self.runtime.spawn(self._kept.run(), name="keep index")
 
     def drain(self) -> None:
@@ -156,7 +163,7 @@ class App:
         """Finish writes that were taken, then release the store."""
         if self.controller is not None:
             await self.controller.close()
-        for task in (self._loading, self._keeping):
+        for task in (self._loading, self._keeping, self._watching):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -192,7 +199,7 @@ class App:
         settings = self.settings
         if Role.GATEWAY not in settings.roles:
             return None
-        return Gateway(settings, self.runtime)
+        return Gateway(settings, self.runtime, self._peer_key)
 
     def _apis(self) -> dict[str, object]:
         """The handlers of the roles that run here, by the first part of a route's name."""
@@ -248,6 +255,7 @@ class App:
                 self._declared,
                 settings.vectors_body_bytes_max,
                 settings.index,
+                self._reach,
             )
             self._make_controller(store)
         if self.controller is not None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lakehouse.core.errors import Denied
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.runtime import Runtime, SystemRuntime
 from lakehouse.settings import ApiKey, Right
 
@@ -45,6 +46,7 @@ OWNER = Caller(Right.ADMIN)
 """Every caller of a server without keys."""
 PEER = "peer"
 """The name of the key that processes of one deployment show each other."""
+_PEER = Caller(Right.ADMIN, PEER)
 ANYBODY = Caller(Right.READ)
 """A caller of a route that is open to everyone."""
 
@@ -57,14 +59,11 @@ class KeyRefused(Denied):
 class Guard:
     """Checks a request's key against the right its route needs."""
 
-    def __init__(self, keys: Sequence[ApiKey], peer_key: str | None = None) -> None:
+    def __init__(self, keys: Sequence[ApiKey], peer_key: PeerKey | None = None) -> None:
         """`peer_key` is what processes of one deployment show each other; it carries every right."""
         self._open = not keys
         self._keys = tuple((bytes.fromhex(key.sha256), Caller(key.right, key.name)) for key in keys)
-        self._has_peer_key = bool(peer_key)
-        if peer_key:
-            peer = Caller(Right.ADMIN, PEER)
-            self._keys += ((hashlib.sha256(peer_key.encode()).digest(), peer),)
+        self._peer_key = peer_key
 
     @property
     def open(self) -> bool:
@@ -76,7 +75,7 @@ class Guard:
 
         Raises `KeyRefused`.
         """
-        if self._open and not (internal and self._has_peer_key):
+        if self._open and not (internal and self._peer_key):
             return OWNER
         caller = self._caller(authorization)
         if caller is None:
@@ -93,6 +92,8 @@ class Guard:
         for stored, caller in self._keys:
             if hmac.compare_digest(stored, presented):
                 found = caller
+        if found is None and self._peer_key is not None and self._peer_key.takes(key.strip()):
+            return _PEER
         return found
 
 

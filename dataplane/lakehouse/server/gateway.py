@@ -9,11 +9,14 @@ indexes and what has to be refused.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from urllib.parse import quote
 
 import msgspec
 
 from lakehouse.core.errors import Invalid, Outcome, Unavailable
+from lakehouse.remote.calls import refusal
+from lakehouse.remote.peer_key import PeerKey
 from lakehouse.runtime import Runtime
 from lakehouse.server import forwarding, ingest_api, routing_watch
 from lakehouse.server.catalog_api import BODY_BYTES_MAX as CATALOG_BODY_BYTES_MAX
@@ -62,7 +65,7 @@ _decode_delete = Decoder(DeleteBody)
 class Gateway:
     """Handlers for the routes whose role does not run in this process."""
 
-    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+    def __init__(self, settings: Settings, runtime: Runtime, peer_key: PeerKey) -> None:
         urls = {role: settings.role_url(role) for role in PROXIED_ROLES if role not in settings.roles}
         self._addresses = {role: Address(url, f"the {role} role") for role, url in urls.items() if url}
         self._body_bytes_max: Mapping[Role, int] = {
@@ -73,7 +76,7 @@ class Gateway:
             Role.VECTORS: settings.vectors_body_bytes_max,
         }
         self._forwarder = Forwarder(runtime, settings.proxy_connect_s, settings.proxy_timeout_s)
-        self._peer_key = "" if settings.peer_key is None else settings.peer_key.get_secret_value()
+        self._peer_key = peer_key
         self._runtime = runtime
         self.routes: Routes | None = None
         """What is declared, and where its indexes are; None: nobody declares anything."""
@@ -268,23 +271,27 @@ class Gateway:
             "clear_source": bool(asked.clear_source),
             "replace": asked.on_conflict == "replace",
         }
-        data = msgspec.json.encode(told)
-        headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(data))]
-        if self._peer_key:
-            headers.append((b"authorization", b"Bearer " + self._peer_key.encode()))
-        answer = await self._forwarder.send(
-            pool if source is None else _address(source),
-            request,
-            f"/internal/indexes/{quote(request.params['name'], safe='')}/merge".encode(),
-            Replayed(data),
-            twice=False,
-            headers=headers,
-        )
+        path = f"/internal/indexes/{quote(request.params['name'], safe='')}/merge"
+        to = pool if source is None else _address(source)
+        answer = await self._asked_as_peer(to, path, request, msgspec.json.encode(told))
         if answer.status != 200:
             return answer
         merged = msgspec.json.decode(await _whole(answer))
         position = str(merged.pop("position", "")).encode()
         return json_response(merged, 200, ((b"lakehouse-position", position),) if position else ())
+
+    async def _asked_as_peer(self, to: Address, path: str, request: Request, data: bytes) -> StreamedResponse:
+        """The answer to this process itself.  Raises `Unavailable` where it is refused: its caller cannot mend that."""
+        plain = [(b"content-type", JSON), (b"content-length", b"%d" % len(data))]
+        for key in self._peer_key.shown():
+            headers = [*plain, (b"authorization", b"Bearer " + key.encode())] if key else plain
+            answer = await self._forwarder.send(
+                to, request, path.encode(), Replayed(data), twice=False, headers=headers
+            )
+            if answer.status != HTTPStatus.UNAUTHORIZED or not key:
+                return answer
+            refused = await _whole(answer)
+        raise refusal(HTTPStatus.UNAUTHORIZED, refused)
 
 
 async def _whole(answer: StreamedResponse) -> bytes:

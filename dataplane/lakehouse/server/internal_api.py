@@ -36,6 +36,7 @@ from lakehouse.server.json_body import Decoder
 from lakehouse.server.vectors_api import merged_json
 from lakehouse.settings import SHARD_FIELD
 from lakehouse.shard import Shard
+from lakehouse.store.reach import Reach
 
 STATE_S = 5.0
 """Seconds that another index's pods have to say which life they serve."""
@@ -90,8 +91,9 @@ class InternalApi:
         declared: Callable[[str], Declared | None],
         body_bytes_max: int,
         only: str | None = None,
+        reach: Reach | None = None,
     ) -> None:
-        """`only` is the one index that is served; None for all."""
+        """`only` is the one index that is served; None for all.  `reach` knows how the store answers."""
         self._indexes = indexes
         self._runtime = runtime
         self._neighbours = neighbours
@@ -99,6 +101,7 @@ class InternalApi:
         self._declared = declared
         self._body_bytes_max = body_bytes_max
         self._only = only
+        self._reach = reach
         self._predicates = Predicates()
         self._looks: dict[str, asyncio.Task[Collection]] = {}
         self._instance = ((wire.INSTANCE.encode(), neighbours.instance.hex.encode()),)
@@ -123,10 +126,11 @@ class InternalApi:
     # ------------------------------------------------------- for the operator
 
     async def state(self, request: Request) -> Response:
-        """What this process serves, from memory."""
+        """What this process serves, and why it does not reach its store, if so; from memory."""
         ready, detail = self._readiness()
         indexes = [self._described(collection) for collection in self._indexes.all_opened()]
-        return json_response({"ready": ready, "detail": detail, "indexes": indexes})
+        store = {"trouble": "" if self._reach is None else self._reach.trouble}
+        return json_response({"ready": ready, "detail": detail, "store": store, "indexes": indexes})
 
     async def renew(self, request: Request) -> Response:
         """Look at an index's records again now."""

@@ -78,6 +78,10 @@ class S3Settings:
         )
 
 
+REGION, OTHER_REGION = "AWS_REGION", "AWS_DEFAULT_REGION"
+"""What names the region in an environment, the first first, as in AWS's own clients; boto3 knows the second alone."""
+
+
 class S3Store:
     """An `ObjectStore` in `bucket`, below `prefix` (empty, or segments without a slash at either end)."""
 
@@ -300,7 +304,7 @@ def _client(settings: S3Settings) -> Any:
     return session.client(
         "s3",
         endpoint_url=endpoint,
-        region_name=settings.region or session.region_name or "us-east-1",
+        region_name=settings.region or os.environ.get(REGION) or session.region_name or "us-east-1",
         verify=settings.ca_bundle,
         config=botocore.config.Config(
             retries={"total_max_attempts": 1, "mode": "standard"},
