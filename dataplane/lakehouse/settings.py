@@ -10,6 +10,7 @@ such as stores and clocks.
 import enum
 import ipaddress
 from contextvars import ContextVar
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -42,6 +44,8 @@ SHARD_FIELD = "{shard}"
 """What stands for a shard's number in `shard_url`."""
 PEER_KEY_MIN = 16
 """Characters of a peer key."""
+UNSAID = ("keys", "peer_key")
+"""Settings whose values no message repeats: somebody may have put a key there."""
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -492,20 +496,30 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise Invalid(_explained(error)) from error
-    except (SettingsError, ValueError, OSError) as error:
+    except SettingsError as error:
+        raise Invalid(f"a list in a variable is JSON: {error}") from error
+    except (ValueError, OSError) as error:
         raise Invalid(f"the configuration cannot be read: {error}. config=`{path}`") from error
     finally:
         _toml.reset(token)
 
 
 def _explained(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        place = ".".join(map(str, problem["loc"])) or "settings"
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        hint = f" ({ENV_PREFIX}{name.upper()})" if name in Settings.model_fields else ""
-        lines.append(f"{place}{hint}: {problem['msg'].lower()}")
-    return "; ".join(lines)
+    return "; ".join(_told(problem) for problem in error.errors(include_url=False, include_context=False))
+
+
+def _told(problem: ErrorDetails) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(name, Settings.model_fields, n=1)
+        return f"there is no setting `{name}`" + (f"; is it `{close[0]}`?" if close else "")
+    place = ".".join(map(str, problem["loc"])) or "settings"
+    hint = f" ({ENV_PREFIX}{name.upper()})" if name in Settings.model_fields else ""
+    told = f"{place}{hint}: {problem['msg'].lower()}"
+    value = problem["input"]
+    if name in UNSAID or not isinstance(value, (str, int, float)):
+        return told
+    return f"{told}. {place}=`{value}`"
 
 
 def markdown_table() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from lakehouse.core.errors import Invalid
@@ -250,10 +251,15 @@ def load(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        found = "; ".join(
-            f"{ENV_PREFIX}{'_'.join(str(part) for part in one['loc']).upper()}: {one['msg']}"
-            for one in error.errors()
-        )
+        found = "; ".join(_told(problem) for problem in error.errors())
         raise Invalid(f"settings cannot be right: {found}") from error
     except SettingsError as error:
         raise Invalid(f"settings cannot be read: {error}") from error
+
+
+def _told(problem: ErrorDetails) -> str:
+    name = f"{ENV_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}"
+    told = f"{name}: {problem['msg']}"
+    if "pod_defaults" in problem["loc"]:  # what pods are given may be nobody's to read
+        return told
+    return f"{told}. {name}=`{problem['input']}`"

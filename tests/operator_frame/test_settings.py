@@ -61,8 +61,9 @@ def test_without_a_list_the_releases_own_namespace_is_served() -> None:
 )
 def test_what_cannot_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"LAKEHOUSE_OPERATOR_{name}", value)
-    with pytest.raises(Invalid, match=f"LAKEHOUSE_OPERATOR_{name}"):
+    with pytest.raises(Invalid, match=f"LAKEHOUSE_OPERATOR_{name}") as refused:
         load()
+    assert (f"{name}=`{value}`" in refused.value.message) == (name != "POD_DEFAULTS")
 
 
 @pytest.mark.parametrize("watched", ["a,b", "*"])

@@ -59,6 +59,10 @@ def test_a_key_is_256_bits_and_known_by_its_hash() -> None:
     with pytest.raises(KeyRefused) as unknown:
         guard.check(b"Bearer " + digest.encode(), Right.READ)
     assert not unknown.value.authenticated
+    assert "none that this server knows" in unknown.value.message
+    with pytest.raises(KeyRefused, match="needs a key") as missing:
+        guard.check(None, Right.READ)
+    assert not missing.value.authenticated
 
 
 def test_without_keys_every_caller_is_an_admin() -> None:

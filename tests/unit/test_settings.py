@@ -71,10 +71,12 @@ def test_a_named_file_is_read_and_must_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("prot = 1\n", "prot"),
+        ("prot = 1\n", "there is no setting `prot`; is it `port`?"),
+        ("colour = 1\n", "there is no setting `colour`"),
         ("port = 'many'\n", "LAKEHOUSE_PORT"),
-        ("port = 70000\n", "port"),
-        ("roles = ['gatekeeper']\n", "roles"),
+        ("port = 'many'\n", "port=`many`"),
+        ("port = 70000\n", "port=`70000`"),
+        ("roles = ['gatekeeper']\n", "roles.0=`gatekeeper`"),
         ("port = \n", "lakehouse.toml"),
         ("[[keys]]\nname = 'k'\nright = 'read'\nsha256 = 'short'\n", "keys.0.sha256"),
         (f"[[keys]]\nname = 'k'\nright = 'root'\nsha256 = '{DIGEST}'\n", "keys.0.right"),
@@ -92,6 +94,14 @@ def test_a_wrong_key_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as refused:
         settings.load()
     assert "lh_the-key-itself" not in refused.value.message
+
+
+@pytest.mark.parametrize(("name", "value"), [("PEER_KEY", "too-short"), ("KEYS", "lh_the-key-itself")])
+def test_no_key_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"LAKEHOUSE_{name}", value)
+    with pytest.raises(Invalid, match=name.lower()) as refused:
+        settings.load()
+    assert value not in refused.value.message
 
 
 def test_keys_and_roles_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,15 @@ class Guard:
         if self._open and not (internal and self._peer_key):
             return OWNER
         caller = self._caller(authorization)
+        if caller is None and authorization:
+            raise KeyRefused(
+                "the key in `Authorization` is none that this server knows; send it as `Bearer <key>`",
+                authenticated=False,
+            )
         if caller is None:
-            raise KeyRefused("send a valid key as `Authorization: Bearer <key>`", authenticated=False)
+            raise KeyRefused(
+                "this needs a key: send it as `Authorization: Bearer <key>`", authenticated=False
+            )
         require(caller.right, needed)
         return caller
 
