@@ -164,8 +164,11 @@ class MinioServer:
         return self.start(create_bucket=False)
 
     def pause(self) -> None:
-        """SIGSTOP: connections are accepted by the kernel and never answered."""
+        """SIGSTOP: connections are accepted by the kernel and never answered.  Returns when every thread stands."""
         os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        while not all(_stands(thread) for thread in threads.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -228,6 +231,14 @@ class MinioServer:
             process.kill()
             process.wait()
         self._process = None
+
+
+def _stands(thread: Path) -> bool:
+    """Whether a process's thread is stopped, or gone; `man 5 proc` has the states."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _answers(port: int) -> bool:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from lakehouse.store.base import ObjectInfo, ObjectStore
 from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
 from lakehouse.store.probe import probe
-from lakehouse.store.s3 import S3Settings, S3Store
+from lakehouse.store.s3 import REFUSALS_MAX, S3Settings, S3Store
 from minio_server import MinioServer, require_minio
 
 FULL_DISK_BYTES = 2 << 20
@@ -619,10 +620,12 @@ async def test_a_full_minio_loses_nothing_it_acknowledged(tmp_path: Path, runtim
 
 
 class Answers:
-    """An HTTP server with one answer for every request."""
+    """An HTTP server with one answer for every request after those to the `first`."""
 
     def __init__(self) -> None:
+        self.first: list[tuple[int, str]] = []
         self.status, self.code, self.body = 200, "", b""
+        self.received = b""
         self.declared: int | None = None
         self.requests = 0
         answers = self
@@ -632,14 +635,15 @@ class Answers:
 
             def _answer(self) -> None:
                 answers.requests += 1
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                answers.received = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, code = answers.first.pop(0) if answers.first else (answers.status, answers.code)
                 body = answers.body
-                if answers.code:
-                    body = f"<Error><Code>{answers.code}</Code><Message>no</Message></Error>".encode()
-                if answers.status == 0:  # as a proxy that dies after the request was applied
+                if code:
+                    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+                if status == 0:  # as a proxy that dies after the request was applied
                     self.close_connection = True
                     return
-                self.send_response(answers.status)
+                self.send_response(status)
                 self.send_header("Content-Length", str(answers.declared or len(body)))
                 self.send_header("ETag", '"e"')
                 self.end_headers()
@@ -697,7 +701,7 @@ async def answering(answers: Answers, runtime: SystemRuntime) -> AsyncIterator[S
         (0, "", Unavailable, Outcome.UNKNOWN),
     ],
 )
-async def test_each_answer_becomes_one_error_after_one_request(
+async def test_each_answer_becomes_one_error_and_only_a_refusal_is_tried_again(
     answers: Answers,
     answering: S3Store,
     status: int,
@@ -711,7 +715,32 @@ async def test_each_answer_becomes_one_error_after_one_request(
     assert type(caught.value) is kind
     assert getattr(caught.value, "outcome", None) is outcome
     assert caught.value.__cause__ is not None
-    assert answers.requests == 1, "the client must not retry"
+    assert answers.requests == (REFUSALS_MAX if kind is CredentialsRefused else 1), (
+        "the client must not retry"
+    )
+
+
+@pytest.mark.parametrize("refusals", range(1, REFUSALS_MAX))
+async def test_a_write_refused_for_a_moment_is_written(
+    answers: Answers, answering: S3Store, tmp_path: Path, refusals: int
+) -> None:
+    (tmp_path / "file").write_bytes(b"whole")
+    for write in (
+        partial(answering.create, "k", b"x"),
+        partial(answering.put, "k", b"x"),
+        partial(answering.upload, "k", tmp_path / "file"),
+    ):
+        answers.requests, answers.first = 0, [(403, "AccessDenied")] * refusals
+        await write()
+        assert answers.requests == refusals + 1
+    assert answers.received == b"whole", "a file is sent from its beginning again"
+
+
+async def test_a_conflict_after_a_refusal_is_in_doubt(answers: Answers, answering: S3Store) -> None:
+    answers.first = [(403, "AccessDenied"), (412, "PreconditionFailed")]
+    with pytest.raises(Unavailable) as caught:
+        await answering.create("k", b"x")
+    assert caught.value.outcome is Outcome.UNKNOWN
 
 
 async def test_a_listing_that_is_not_found_is_no_empty_one_and_no_missing_object(
