@@ -5,19 +5,21 @@ requests and answers, and is slow at times.  What this module does not do: say w
 """
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import unquote
 
+from lakehouse.collection import Told
 from lakehouse.core.errors import Dropped, LakehouseError, NotFound, OtherLife
-from lakehouse.core.types import Consistency
 from lakehouse.indexes import Indexes
 from lakehouse.placement import Neighbours, Pods
 from lakehouse.remote.calls import Unanswered, Unsent, refusal
 from lakehouse.server.http import BodyBudget, Request, Response
 from lakehouse.server.internal_api import InternalApi
 from lakehouse.server.kept_index import KeptIndex
+from lakehouse.server.vectors_api import VectorsApi
 from lakehouse.testing.history import ABSENT, Lost
 from lakehouse.testing.schedules import PARAMS
 from lakehouse.testing.world import Fault, Process, World
@@ -59,22 +61,33 @@ class Pod:
         """What the pod's server answers a call."""
         place, _, query = path.partition("?")
         _, _, _, name, _, life, shard, verb = place.split("/")
-
-        sent = False
-
-        async def receive() -> dict[str, Any]:
-            nonlocal sent
-            if sent:
-                await asyncio.Event().wait()  # nobody hangs up here
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        scope = {"type": "http", "method": "POST", "query_string": query.encode()}
-        request = Request(scope, receive, {}, "simulated", BodyBudget(1 << 40))
+        request = _request(body, query.encode())
         request.params = {"name": unquote(name), "life": life, "shard": shard, "verb": verb}
         answer = await self.api.shard(request)
         assert isinstance(answer, Response)
         return answer
+
+    async def page(self) -> tuple[set[str], float]:
+        """The ids on the first page that a client is given, and seconds by which it is told to be behind."""
+        request = _request(b'{"limit":1000}')
+        request.params = {"name": PARAMS.name}
+        answer = await VectorsApi(self.process.indexes, self.process.runtime, BODY_BYTES).scroll(request)
+        told = dict(answer.headers).get(b"lakehouse-staleness", b"0")
+        return {item["id"] for item in json.loads(answer.body)["items"]}, float(told)
+
+
+def _request(body: bytes, query: bytes = b"") -> Request:
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            await asyncio.Event().wait()  # nobody hangs up here
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "query_string": query}
+    return Request(scope, receive, {}, "simulated", BodyBudget(1 << 40))
 
 
 class Net:
@@ -184,20 +197,23 @@ async def values(process: Process, ids: list[str]) -> tuple[dict[str, int], bool
     for attempt in range(LIVES_MAX):
         try:
             collection = await process.indexes.open(PARAMS.name)
-            stale_s = await collection.refresh(Consistency.STRONG)
             found = {}
+            strong = True
             for item_id in ids:
+                told = Told()
                 try:
-                    item = await collection.item(item_id, consistency=Consistency.EVENTUAL)
+                    item = await collection.item(item_id, told=told)
                 except Dropped:
                     raise
                 except NotFound:
                     found[item_id] = ABSENT
                     continue
+                finally:
+                    strong = strong and told.stale_s == 0.0
                 if int(item.vector[0]) != int(item.metadata):
                     raise Lost(f"{item_id} is torn: vector {item.vector[0]}, metadata {item.metadata!r}")
                 found[item_id] = int(item.metadata)
-            return found, stale_s == 0.0
+            return found, strong
         except (Dropped, OtherLife) as error:
             if attempt == LIVES_MAX - 1:
                 raise

@@ -9,7 +9,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,14 @@ from lakehouse.store.base import ObjectStore
 INLINE_COST_S = 0.001
 """A search estimated below this runs on the event loop: the hop to a worker costs 0.1 to 0.5 ms itself."""
 SCROLL_LIMIT_MAX = 10_000
+
+
+@dataclass
+class Told:
+    """What an answer says of itself: one for each read, so that none says what is another's."""
+
+    stale_s: float = 0.0
+    """Seconds by which it may be behind; 0 when it is not."""
 
 
 class Collection:
@@ -410,10 +418,13 @@ class Collection:
         *,
         consistency: Consistency = Consistency.STRONG,
         min_position: Position | None = None,
+        told: Told | None = None,
     ) -> Item:
         """One item.  Raises `NotFound`."""
-        await self.refresh(consistency, min_position)
-        found = await self._shards[names.shard_of(item_id, len(self._shards))].item(item_id)
+        number = names.shard_of(item_id, len(self._shards))
+        fresh = self._freshness(consistency, min_position)[number]
+        found, stale_s = await self._shards[number].item(item_id, fresh)
+        _tell(told, stale_s)
         if found is None:
             raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`")
         return found
@@ -426,17 +437,20 @@ class Collection:
         *,
         consistency: Consistency = Consistency.STRONG,
         min_position: Position | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Item], str | None]:
         """Items in the order of their ids after `after`, and where to go on (None at the end)."""
         if not 1 <= limit <= SCROLL_LIMIT_MAX:
             raise Invalid(f"limit must be from 1 to {SCROLL_LIMIT_MAX}. limit=`{limit}`")
         wanted = _wanted(filter)
-        await self.refresh(consistency, min_position)
-        pages = await asyncio.gather(*(shard.scroll(after, limit, wanted) for shard in self._shards))
+        fresh = self._freshness(consistency, min_position)
+        asked = zip(self._shards, fresh, strict=True)
+        pages = await asyncio.gather(*(shard.scroll(after, limit, wanted, each) for shard, each in asked))
+        _tell(told, max(stale_s for _, _, stale_s in pages))
         if len(pages) == 1:
-            return pages[0]
-        items = sorted((item for page, _ in pages for item in page), key=lambda item: item.id)
-        more = len(items) > limit or any(cursor is not None for _, cursor in pages)
+            return pages[0][:2]
+        items = sorted((item for page, _, _ in pages for item in page), key=lambda item: item.id)
+        more = len(items) > limit or any(cursor is not None for _, cursor, _ in pages)
         items = items[:limit]
         return items, items[-1].id if more and items else None
 
@@ -446,11 +460,15 @@ class Collection:
         *,
         consistency: Consistency = Consistency.STRONG,
         min_position: Position | None = None,
+        told: Told | None = None,
     ) -> int:
         """Items, or those that match `filter`."""
         wanted = _wanted(filter)
-        await self.refresh(consistency, min_position)
-        return sum(await asyncio.gather(*(shard.count(wanted) for shard in self._shards)))
+        fresh = self._freshness(consistency, min_position)
+        asked = zip(self._shards, fresh, strict=True)
+        counts = await asyncio.gather(*(shard.count(wanted, each) for shard, each in asked))
+        _tell(told, max(stale_s for _, stale_s in counts))
+        return sum(count for count, _ in counts)
 
     async def recall(self, samples: int = 100, k: int = 10, ef: int | None = None) -> dict[str, object]:
         """Search for sampled stored vectors and compare with the exact answer (ties count as right)."""
@@ -608,6 +626,11 @@ class Collection:
 
 def _wanted(filter: str | Predicate | None) -> Predicate | None:
     return predicate.parse(filter) if isinstance(filter, str) else filter
+
+
+def _tell(told: Told | None, stale_s: float) -> None:
+    if told is not None:
+        told.stale_s = stale_s
 
 
 def _nearness(hit: Hit) -> tuple[float, str]:

@@ -122,13 +122,19 @@ class PlacedShard(Protocol):
 
     async def search(self, queries: Vectors, ask: Ask, wanted: Freshness) -> Found: ...
 
-    async def item(self, item_id: str) -> Item | None: ...
+    async def item(self, item_id: str, wanted: Freshness) -> tuple[Item | None, float]:
+        """An item, and seconds by which the answer may be behind: of that very answer, whoever gave it."""
+        ...
 
     async def scroll(
-        self, after: str | None, limit: int, predicate: Predicate | None
-    ) -> tuple[list[Item], str | None]: ...
+        self, after: str | None, limit: int, predicate: Predicate | None, wanted: Freshness
+    ) -> tuple[list[Item], str | None, float]:
+        """A page, where to go on, and seconds by which it may be behind."""
+        ...
 
-    async def count(self, predicate: Predicate | None) -> int: ...
+    async def count(self, predicate: Predicate | None, wanted: Freshness) -> tuple[int, float]:
+        """How many items match, and seconds by which that may be behind."""
+        ...
 
     async def sample(self, samples: int) -> Vectors:
         """Vectors of up to so many random items: float32 (n, dimension)."""
@@ -242,16 +248,19 @@ class LocalShard:
         )
         return Found(result, position, stale_s)
 
-    async def item(self, item_id: str) -> Item | None:
-        return self._shard.replica.index.item(item_id)
+    async def item(self, item_id: str, wanted: Freshness) -> tuple[Item | None, float]:
+        stale_s = await self.refresh(wanted)
+        return self._shard.replica.index.item(item_id), stale_s
 
     async def scroll(
-        self, after: str | None, limit: int, predicate: Predicate | None
-    ) -> tuple[list[Item], str | None]:
-        return self._shard.replica.index.scroll(after, limit, predicate)
+        self, after: str | None, limit: int, predicate: Predicate | None, wanted: Freshness
+    ) -> tuple[list[Item], str | None, float]:
+        stale_s = await self.refresh(wanted)
+        return *self._shard.replica.index.scroll(after, limit, predicate), stale_s
 
-    async def count(self, predicate: Predicate | None) -> int:
-        return self._shard.replica.index.count(predicate)
+    async def count(self, predicate: Predicate | None, wanted: Freshness) -> tuple[int, float]:
+        stale_s = await self.refresh(wanted)
+        return self._shard.replica.index.count(predicate), stale_s
 
     async def sample(self, samples: int) -> Vectors:
         shard = self._shard

@@ -80,10 +80,7 @@ class IndexVectorSearch:
 async def _neighbours(
     collection: Collection, ids: Sequence[str], k: int, wanted: str | Predicate | None
 ) -> Sequence[Sequence[Hit]]:
-    await collection.refresh(Consistency.STRONG)
-    items = await asyncio.gather(
-        *(collection.item(item_id, consistency=Consistency.EVENTUAL) for item_id in ids)
-    )
+    items = await asyncio.gather(*(collection.item(item_id) for item_id in ids))
     found = await _nearest(collection, np.stack([item.vector for item in items]), k + 1, wanted)
     return [
         tuple(hit for hit in hits if hit.id != item_id)[:k] for item_id, hits in zip(ids, found, strict=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lakehouse.client import Client
 from live_server import START_S_MAX, LiveServer, command_line, environment, serving
 from minio_server import MinioServer
 from ports import free_port
@@ -244,9 +245,12 @@ def test_a_store_that_stops_answering_stops_writes_only(tmp_path: Path, own_mini
             found = http.post("/v1/vectors/index/things/search", json=query)
             assert found.status_code == 200
             assert "before" in [hit["id"] for hit in found.json()["results"]]
-            strong = http.post("/v1/vectors/index/things/search", json=query | {"consistency": "strong"})
-            assert strong.status_code == 200
-            assert float(strong.headers["lakehouse-staleness"]) > 0
+            for read, body in (("search", query | {"consistency": "strong"}), ("scroll", {}), ("count", {})):
+                strong = http.post(f"/v1/vectors/index/things/{read}", json=body)
+                assert strong.status_code == 200
+                assert float(strong.headers["lakehouse-staleness"]) > 0
+            with Client(server.url) as python:
+                assert python.scroll("things").stale_s > 0
         finally:
             own_minio.resume()
         assert _added_in_the_end(http, "after") == 200

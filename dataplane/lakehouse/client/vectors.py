@@ -160,6 +160,8 @@ class Page:
 
     items: tuple[Stored, ...]
     after: str | None
+    stale_s: float = 0.0
+    """Seconds by which these may be behind, where the store did not answer in time; 0 when they are not."""
 
 
 class SearchOptions(TypedDict, total=False):
@@ -444,7 +446,7 @@ def _staleness(answer: httpx.Response) -> float:
 
 def _read_page(answer: httpx.Response) -> Page:
     body = json_of(answer)
-    return Page(tuple(_stored(item) for item in body["items"]), body.get("after"))
+    return Page(tuple(_stored(item) for item in body["items"]), body.get("after"), _staleness(answer))
 
 
 def _stored(item: Mapping[str, Any]) -> Stored:

@@ -146,24 +146,31 @@ class RemoteShard:
         self._saw(answer.seen)
         return wire.found_in(answer, self._dimension)
 
-    async def item(self, item_id: str) -> Item | None:
-        answer = wire.decode(await self._read("item", wire.ItemOf(id=item_id)), type=wire.Items)
+    async def item(self, item_id: str, wanted: Freshness) -> tuple[Item | None, float]:
+        sent = wire.ItemOf(strong=wanted.strong, sequence=wanted.sequence, id=item_id)
+        answer = wire.decode(await self._read("item", sent), type=wire.Items)
         self._saw(answer.seen)
-        return wire.item_of(answer.items[0]) if answer.items else None
+        return wire.item_of(answer.items[0]) if answer.items else None, answer.seen.stale_s
 
     async def scroll(
-        self, after: str | None, limit: int, predicate: Predicate | None
-    ) -> tuple[list[Item], str | None]:
-        sent = wire.Scroll(after=after, limit=limit, predicate=to_wire(predicate))
+        self, after: str | None, limit: int, predicate: Predicate | None, wanted: Freshness
+    ) -> tuple[list[Item], str | None, float]:
+        sent = wire.Scroll(
+            strong=wanted.strong,
+            sequence=wanted.sequence,
+            after=after,
+            limit=limit,
+            predicate=to_wire(predicate),
+        )
         answer = wire.decode(await self._read("scroll", sent), type=wire.Items)
         self._saw(answer.seen)
-        return [wire.item_of(item) for item in answer.items], answer.after
+        return [wire.item_of(item) for item in answer.items], answer.after, answer.seen.stale_s
 
-    async def count(self, predicate: Predicate | None) -> int:
-        sent = wire.Matching(predicate=to_wire(predicate))
+    async def count(self, predicate: Predicate | None, wanted: Freshness) -> tuple[int, float]:
+        sent = wire.Matching(strong=wanted.strong, sequence=wanted.sequence, predicate=to_wire(predicate))
         answer = wire.decode(await self._read("count", sent), type=wire.Counted)
         self._saw(answer.seen)
-        return answer.count
+        return answer.count, answer.seen.stale_s
 
     async def sample(self, samples: int) -> Vectors:
         answer = wire.decode(await self._read("sample", wire.Sample(samples=samples)), type=wire.Sampled)
@@ -183,7 +190,7 @@ class RemoteShard:
                 stream = self._calls.stream(address, self._path + "chunks", sent, left_s)
                 return await stack.enter_async_context(stream)
 
-            pieces = await self._asked(wire.Matching(predicate=to_wire(predicate)), begin)
+            pieces = await self._asked(wire.Matching(predicate=to_wire(predicate)), begin, tells=False)
             yield self._decoded(pieces)
 
     async def _decoded(self, pieces: AsyncIterator[bytes]) -> Chunks:
@@ -201,11 +208,13 @@ class RemoteShard:
 
         return await self._asked(sent, post)
 
-    async def _asked(self, sent: Read, call: Callable[[str, bytes, float], Awaitable[T]]) -> T:
+    async def _asked(
+        self, sent: Read, call: Callable[[str, bytes, float], Awaitable[T]], *, tells: bool = True
+    ) -> T:
         """The answer of any process that keeps the shard and has seen what we have.
 
-        Of one that has not, if need be, where that is no news: a refresh or a search says how stale its answer is, the
-        others follow a refresh that may have said that nothing is missing.
+        Of one that has not, if need be, where the answer itself tells how stale it is: what was told of another
+        answer, even a moment ago, says nothing of this one.
 
         Raises `OtherLife`, `Dropped`, and `Unavailable` when nobody answers in time.
         """
@@ -233,7 +242,6 @@ class RemoteShard:
                 else:
                     self._addresses.trust(address)
                     return answer
-            tells = self._stale_s > 0 or type(sent) in (Read, wire.Search)
             if behind and tells:  # nobody has more: yesterday's answer is better than none
                 sent.at_least = 0
                 continue

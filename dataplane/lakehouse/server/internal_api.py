@@ -354,19 +354,21 @@ class InternalApi:
     async def _item(self, kept: LocalShard, body: bytes) -> wire.Items:
         asked = _read(body, wire.ItemOf)
         seen = await self._seen(kept, asked)
-        item = await kept.item(asked.id)
+        item, _ = await kept.item(asked.id, EVENTUAL)
         return wire.Items(seen, [] if item is None else [wire.wire_item(item)])
 
     async def _scroll(self, kept: LocalShard, body: bytes) -> wire.Items:
         asked = _read(body, wire.Scroll)
         seen = await self._seen(kept, asked)
-        items, after = await kept.scroll(asked.after, asked.limit, self._predicates.read(asked.predicate))
+        predicate = self._predicates.read(asked.predicate)
+        items, after, _ = await kept.scroll(asked.after, asked.limit, predicate, EVENTUAL)
         return wire.Items(seen, [wire.wire_item(item) for item in items], after)
 
     async def _count(self, kept: LocalShard, body: bytes) -> wire.Counted:
         asked = _read(body, wire.Matching)
         seen = await self._seen(kept, asked)
-        return wire.Counted(seen, await kept.count(self._predicates.read(asked.predicate)))
+        count, _ = await kept.count(self._predicates.read(asked.predicate), EVENTUAL)
+        return wire.Counted(seen, count)
 
     async def _sample(self, kept: LocalShard, body: bytes) -> wire.Sampled:
         asked = _read(body, wire.Sample)

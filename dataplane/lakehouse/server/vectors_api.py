@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from lakehouse.collection import Collection
+from lakehouse.collection import Collection, Told
 from lakehouse.core.errors import Invalid, NotFound
 from lakehouse.core.types import (
     BATCH_ITEMS_MAX,
@@ -292,8 +292,11 @@ class VectorsApi:
     async def item(self, request: Request) -> Response:
         """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
         collection = await self._readable(request)
-        headers = await _fresh(collection, _consistency(request), _min_position(request))
-        item = await collection.item(request.params["id"], consistency=Consistency.EVENTUAL)
+        consistency, position, told = _consistency(request), _min_position(request), Told()
+        item = await collection.item(
+            request.params["id"], consistency=consistency, min_position=position, told=told
+        )
+        headers = _stale(told.stale_s)
         if BINARY in media_types(request.headers.get(b"accept", b"")):
             return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY, headers)
         return json_response(_item_json(item, vectors=True, metadata=True), 200, headers)
@@ -303,23 +306,33 @@ class VectorsApi:
         collection = await self._readable(request)
         asked: ScrollBody = decode_scroll(await self._body(request))
         limit = asked.limit if asked.limit is not None and asked.limit > 0 else SCROLL_DEFAULT
-        headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
         wanted = await self._wanted(collection, asked.filter)
+        told = Told()
         items, after = await collection.scroll(
-            asked.after, min(limit, SCROLL_MAX), wanted, consistency=Consistency.EVENTUAL
+            asked.after,
+            min(limit, SCROLL_MAX),
+            wanted,
+            consistency=CONSISTENCY[asked.consistency],
+            min_position=_min_position(request),
+            told=told,
         )
         include = asked.include if asked.include is not None else ["metadata"]
         found = [_item_json(item, "vectors" in include, "metadata" in include) for item in items]
-        return json_response({"items": found, "after": after}, 200, headers)
+        return json_response({"items": found, "after": after}, 200, _stale(told.stale_s))
 
     async def count(self, request: Request) -> Response:
         """How many items match."""
         collection = await self._readable(request)
         asked: ReadBody = decode_read(await self._body(request))
-        headers = await _fresh(collection, CONSISTENCY[asked.consistency], _min_position(request))
         wanted = await self._wanted(collection, asked.filter)
-        count = await collection.count(wanted, consistency=Consistency.EVENTUAL)
-        return json_response({"count": count}, 200, headers)
+        told = Told()
+        count = await collection.count(
+            wanted,
+            consistency=CONSISTENCY[asked.consistency],
+            min_position=_min_position(request),
+            told=told,
+        )
+        return json_response({"count": count}, 200, _stale(told.stale_s))
 
     # --- looking after
 
@@ -454,7 +467,7 @@ async def _search(
 async def _fresh(
     collection: Collection, consistency: Consistency, position: Position | None
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """Catch up as asked; the headers that say how far that went.  What is read next needs no more waiting."""
+    """Catch up as asked; the headers that say how far that went."""
     if collection.is_fresh(consistency, position):
         return ()
     return _stale(await collection.refresh(consistency, position))
