@@ -1,6 +1,6 @@
 """Deleting resources and whole namespaces: with the operator there, without it, and without its Secret."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -12,7 +12,8 @@ from e2e.store import Store
 from e2e.waiting import until
 
 HOME = "lakehouse-e2e-wide"
-NAMESPACES = ("e2e-gone-up", "e2e-gone-secret", "e2e-gone-down")
+PLAIN, SECRETLESS, UNATTENDED = "e2e-gone-up", "e2e-gone-secret", "e2e-gone-down"
+POLICIES = {PLAIN: "Delete", SECRETLESS: "Delete", UNATTENDED: "Retain"}
 GONE_S_MAX = 60
 
 
@@ -20,76 +21,79 @@ GONE_S_MAX = 60
 def wide(
     cluster: Cluster, lakehouse: Release, minio_pod: Store, images_loaded: dict[str, Image]
 ) -> Iterator[Release]:
-    """A second release, whose operator watches namespaces beside its own; the CRDs are the first one's."""
-    for namespace in NAMESPACES:
+    """A second release, whose operator watches namespaces beside its own; the CRDs are the first one's.
+
+    In each namespace there are a Ready index and a Ready Dataset.
+    """
+    for namespace in POLICIES:
         cluster.fresh_namespace(namespace)
         cluster.apply(minio_pod.secret(namespace, SECRET))
     changes: Body = {
-        "watchNamespaces": [HOME, *NAMESPACES],
+        "watchNamespaces": [HOME, *POLICIES],
         "crds": {"enabled": False},
         "pool": {"replicas": 1},
     }
     with release.installed(cluster, minio_pod, images_loaded, HOME, name="wide", **changes) as found:
+        fill(found, POLICIES | {HOME: "Delete"})
         yield found
-    cluster.kubectl("delete", "namespace", HOME, *NAMESPACES, "--ignore-not-found", "--timeout=120s")
+    cluster.kubectl("delete", "namespace", HOME, *POLICIES, "--ignore-not-found", "--timeout=120s")
 
 
-def fill(wide: Release, namespace: str, *, policy: str) -> None:
-    """One Ready index and one Dataset in a namespace."""
-    key = f"{namespace}/raw/a.csv"
-    wide.store.client.put_object(Bucket=wide.bucket, Key=key, Body=b"id,price\na,1\n")
-    wide.cluster.apply(
-        [
-            vector_index("gone", deletionPolicy=policy),
-            dataset("gone", f"s3://{wide.bucket}/{key}", deletionPolicy=policy),
-        ],
-        namespace=namespace,
-    )
-    wide.cluster.wait_for_condition("VectorIndex", namespace, "gone", "Ready", seconds=120)
-    wide.cluster.wait_for_condition("Dataset", namespace, "gone", "Ready", seconds=120)
+def fill(wide: Release, policies: Mapping[str, str]) -> None:
+    """One index and one Dataset in each namespace, with that deletion policy."""
+    for namespace, policy in policies.items():
+        key = f"{namespace}/raw/a.csv"
+        wide.store.client.put_object(Bucket=wide.bucket, Key=key, Body=b"id,price\na,1\n")
+        wide.cluster.apply(
+            [
+                vector_index("gone", deletionPolicy=policy),
+                dataset("gone", f"s3://{wide.bucket}/{key}", deletionPolicy=policy),
+            ],
+            namespace=namespace,
+        )
+    for namespace in policies:
+        wide.cluster.wait_for_condition("VectorIndex", namespace, "gone", "Ready", seconds=120)
+        wide.cluster.wait_for_condition("Dataset", namespace, "gone", "Ready", seconds=120)
+        assert wide.store.keys(wide.bucket, f"{namespace}/_vectors/gone/")
 
 
-def delete_namespace(wide: Release, namespace: str) -> None:
-    wide.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+def delete(wide: Release, *namespaces: str) -> None:
+    """Delete namespaces; each is gone in time."""
+    wide.cluster.kubectl("delete", "namespace", *namespaces, "--wait=false")
     until(
-        f"namespace {namespace} to be gone",
-        lambda: wide.cluster.namespace_exists(namespace),
-        lambda there: not there,
+        f"{', '.join(namespaces)} to be gone",
+        lambda: [name for name in namespaces if wide.cluster.namespace_exists(name)],
+        lambda left: not left,
         seconds=GONE_S_MAX,
     )
 
 
-def test_a_namespace_goes_with_the_operator_up(wide: Release) -> None:
-    """Under Delete the data goes too."""
-    namespace = "e2e-gone-up"
-    fill(wide, namespace, policy="Delete")
-    assert wide.store.keys(wide.bucket, f"{namespace}/_vectors/gone/")
-    delete_namespace(wide, namespace)
+def data(wide: Release, namespace: str) -> list[str]:
+    """What is left in the bucket of a namespace's items and rows."""
+    keys = wide.store.keys(wide.bucket, f"{namespace}/")
+    return [key for key in keys if key.endswith((".lhv1", ".parquet"))]
 
 
-def test_a_namespace_goes_when_its_secret_went_first(wide: Release) -> None:
-    namespace = "e2e-gone-secret"
-    fill(wide, namespace, policy="Delete")
-    wide.cluster.delete("Secret", namespace, SECRET)
-    delete_namespace(wide, namespace)
+def test_namespaces_go_with_the_operator_up_also_when_the_secret_went_first(wide: Release) -> None:
+    """Under Delete the data goes too, where there is a key to the bucket."""
+    wide.cluster.delete("Secret", SECRETLESS, SECRET)
+    delete(wide, PLAIN, SECRETLESS)
+    assert not data(wide, PLAIN)
 
 
 def test_a_namespace_goes_with_the_operator_down(wide: Release) -> None:
     """Under Retain nothing waits for it; and the data stays."""
-    namespace = "e2e-gone-down"
-    fill(wide, namespace, policy="Retain")
     wide.cluster.kubectl("scale", "deployment/wide-operator", "--replicas=0", namespace=HOME)
-    delete_namespace(wide, namespace)
-    assert wide.store.keys(wide.bucket, f"{namespace}/_vectors/gone/")
+    delete(wide, UNATTENDED)
+    assert wide.store.keys(wide.bucket, f"{UNATTENDED}/_vectors/gone/")
 
 
 def test_the_operators_own_namespace_goes(wide: Release) -> None:
     """The cluster ends the operator first, and nothing waits for one that is gone; under Delete the data goes too."""
     wide.cluster.kubectl("scale", "deployment/wide-operator", "--replicas=1", namespace=HOME)
-    fill(wide, HOME, policy="Delete")
-    delete_namespace(wide, HOME)
-    keys = wide.store.keys(wide.bucket, f"{HOME}/")
-    assert not [key for key in keys if key.endswith((".lhv1", ".parquet"))]
+    wide.cluster.wait_for_rollout(HOME, "wide-operator")
+    delete(wide, HOME)
+    assert not data(wide, HOME)
 
 
 def test_a_dropped_index_leaves_only_what_the_log_needs(lakehouse: Release) -> None:

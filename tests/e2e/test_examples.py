@@ -36,23 +36,19 @@ def resources(place: str) -> list[Body]:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory, lakehouse: Release) -> Iterator[Client]:
-    """`lakehouse up -f examples/packages.yaml`."""
+def lake(tmp_path_factory: pytest.TempPathFactory, lakehouse: Release) -> Iterator[LiveLake]:
+    """`lakehouse up -f examples/packages.yaml`, which works while the cluster does."""
     home: Path = tmp_path_factory.mktemp("embedded")
     text = (EXAMPLES / "packages.yaml").read_text()
     for name in FILES:
         (home / name).write_bytes((EXAMPLES / name).read_bytes())
     lake = LiveLake(home, [text]).start()
-    try:
-        lake.until_ready("packages", "fresh")
-        with Client(lake.server.url) as client:
-            yield client
-    finally:
-        lake.stop()
+    yield lake
+    lake.stop()
 
 
 @pytest.fixture(scope="module")
-def in_cluster(lakehouse: Release) -> Iterator[Client]:
+def in_cluster(lakehouse: Release, lake: LiveLake) -> Iterator[Client]:
     """`kubectl apply -f examples/packages.yaml`, its files in the bucket."""
     cluster, namespace = lakehouse.cluster, lakehouse.namespace
     for name in FILES:
@@ -72,7 +68,15 @@ def in_cluster(lakehouse: Release) -> Iterator[Client]:
         cluster.delete(body["kind"], namespace, body["metadata"]["name"])
 
 
-def test_the_same_items_and_neighbours(embedded: Client, in_cluster: Client) -> None:
+@pytest.fixture(scope="module")
+def embedded(lake: LiveLake) -> Iterator[Client]:
+    """The embedded mode, when it is as far."""
+    lake.until_ready("packages", "fresh")
+    with Client(lake.server.url) as client:
+        yield client
+
+
+def test_the_same_items_and_neighbours(in_cluster: Client, embedded: Client) -> None:
     assert in_cluster.count("packages") == embedded.count("packages") > 5000
     for name in QUERIES:
         ours = in_cluster.search_like("packages", name, k=10, ef=400)
@@ -83,7 +87,7 @@ def test_the_same_items_and_neighbours(embedded: Client, in_cluster: Client) -> 
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_the_same_rows(embedded: Client, in_cluster: Client, statement: str) -> None:
+def test_the_same_rows(in_cluster: Client, embedded: Client, statement: str) -> None:
     assert in_cluster.sql(statement).rows() == embedded.sql(statement).rows()
 
 

@@ -1,29 +1,74 @@
 """The steps of "Five minutes on kind" in dataplane/KUBERNETES.md, from `helm install` to the first search.
 
-The chart with its own MinIO, the files put over HTTP, the example as it is; beside the session's release.  What this
-does not try: `docker build` and kind.
+The chart with its own MinIO, the files put over HTTP, the example as it is; beside the session's release, in which
+nothing happens meanwhile and nothing may be written.  What this does not try: `docker build` and kind.
 """
 
 import base64
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import httpx
+import pytest
 
 from e2e import evidence, images, release
 from e2e.access import Body, Cluster
 from e2e.images import ROOT, Image
-from e2e.release import CHART, PORT, Release
+from e2e.release import CHART, PORT, Release, vector_index
 
 NAMESPACE = "lakehouse-e2e-five-minutes"
 NAME = "lake"
 EXAMPLES = ROOT / "examples"
 FILES = ("debian-packages.parquet", "sections.csv")
+IDLE_S = 60.0
+SETTLES_S = 10.0
+"""What readiness sets in motion ends."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An index of the session's release that nobody touches, as it was at a moment (`time.monotonic`)."""
+
+    release: Release
+    since: float
+    before: dict[str, str]
+
+    def now(self) -> dict[str, str]:
+        return versions(self.release, "idle")
+
+
+@pytest.fixture(scope="module")
+def idle(lakehouse: Release) -> Iterator[Idle]:
+    lakehouse.apply(vector_index("idle"))
+    lakehouse.ready("idle")
+    time.sleep(SETTLES_S)
+    yield Idle(lakehouse, time.monotonic(), versions(lakehouse, "idle"))
+    lakehouse.cluster.delete("VectorIndex", lakehouse.namespace, "idle")
+
+
+def versions(release: Release, index: str) -> dict[str, str]:
+    """resourceVersions of an index and its children, and of the table of routes."""
+    cluster, namespace = release.cluster, release.namespace
+    bodies: list[Body] = []
+    for kind in ("Deployment", "Service", "Pod", "PodDisruptionBudget"):
+        bodies += [
+            body | {"kind": kind}
+            for body in cluster.all(kind, namespace, f"lakehouse.agentview.dev/index={index}")
+        ]
+    for kind, name in (("VectorIndex", index), ("ConfigMap", f"{release.name}-routes")):
+        found = cluster.get(kind, namespace, name)
+        assert found is not None
+        bodies.append(found | {"kind": kind})
+    return {
+        f"{body['kind']} {body['metadata']['name']}": body["metadata"]["resourceVersion"] for body in bodies
+    }
 
 
 def test_from_helm_install_to_the_first_search(
-    cluster: Cluster, lakehouse: Release, images_loaded: dict[str, Image]
+    cluster: Cluster, idle: Idle, images_loaded: dict[str, Image]
 ) -> None:
     with installed(cluster, images_loaded) as http:
         for name in FILES:
@@ -37,6 +82,12 @@ def test_from_helm_install_to_the_first_search(
         found = [hit["id"] for hit in search.json()["results"]]
     assert len(found) == 3
     assert all(name.startswith("postgresql") for name in found)
+
+
+def test_an_idle_object_is_left_alone_for_a_minute(idle: Idle) -> None:
+    """Neither the resource nor any of its children gets a new version, and the table of routes does not either."""
+    time.sleep(max(0.0, idle.since + IDLE_S - time.monotonic()))
+    assert idle.now() == idle.before
 
 
 @contextlib.contextmanager

@@ -1,6 +1,4 @@
-"""What a status says when something is wrong, and that it says nothing when nothing happens."""
-
-import time
+"""What a status says when something is wrong."""
 
 import pytest
 
@@ -8,7 +6,6 @@ from e2e.access import Body
 from e2e.release import SECRET, Release, dataset, vector_index
 from e2e.waiting import until
 
-IDLE_S = 60.0
 CONDITIONS = {
     "Accepted",
     "StorageReachable",
@@ -34,34 +31,6 @@ def test_every_condition_is_set_at_first_sight(lakehouse: Release) -> None:
     assert all(one["reason"] and one["observedGeneration"] == 1 for one in conditions.values())
     lakehouse.ready("seen")
     lakehouse.cluster.delete("VectorIndex", lakehouse.namespace, "seen")
-
-
-def test_an_idle_object_is_left_alone_for_a_minute(lakehouse: Release) -> None:
-    """Neither the resource nor any of its children gets a new version, and the table of routes does not either."""
-    lakehouse.apply(vector_index("idle"))
-    lakehouse.ready("idle")
-    time.sleep(10)  # what readiness set in motion ends
-    before = versions(lakehouse, "idle")
-    time.sleep(IDLE_S)
-    assert versions(lakehouse, "idle") == before
-    lakehouse.cluster.delete("VectorIndex", lakehouse.namespace, "idle")
-
-
-def versions(release: Release, index: str) -> dict[str, str]:
-    cluster, namespace = release.cluster, release.namespace
-    bodies: list[Body] = []
-    for kind in ("Deployment", "Service", "Pod", "PodDisruptionBudget"):
-        bodies += [
-            body | {"kind": kind}
-            for body in cluster.all(kind, namespace, f"lakehouse.agentview.dev/index={index}")
-        ]
-    for kind, name in (("VectorIndex", index), ("ConfigMap", f"{release.name}-routes")):
-        found = cluster.get(kind, namespace, name)
-        assert found is not None
-        bodies.append(found | {"kind": kind})
-    return {
-        f"{body['kind']} {body['metadata']['name']}": body["metadata"]["resourceVersion"] for body in bodies
-    }
 
 
 STORES: list[tuple[str, Body, str, str, str]] = [
