@@ -249,6 +249,9 @@ def test_a_store_that_stops_answering_stops_writes_only(tmp_path: Path, own_mini
                 strong = http.post(f"/v1/vectors/index/things/{read}", json=body)
                 assert strong.status_code == 200
                 assert float(strong.headers["lakehouse-staleness"]) > 0
+            missing = http.get("/v1/vectors/index/things/items/nowhere")
+            assert missing.status_code == 404
+            assert float(missing.headers["lakehouse-staleness"]) > 0
             with Client(server.url) as python:
                 assert python.scroll("things").stale_s > 0
         finally:

@@ -32,7 +32,7 @@ from lakehouse.core.types import (
 from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime
-from lakehouse.server import add_body, json_body
+from lakehouse.server import add_body, json_body, problem
 from lakehouse.server.add_body import matrix_of
 from lakehouse.server.declared import (
     Declared,
@@ -293,9 +293,13 @@ class VectorsApi:
         """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
         collection = await self._readable(request)
         consistency, position, told = _consistency(request), _min_position(request), Told()
-        item = await collection.item(
-            request.params["id"], consistency=consistency, min_position=position, told=told
-        )
+        try:
+            item = await collection.item(
+                request.params["id"], consistency=consistency, min_position=position, told=told
+            )
+        except NotFound as error:
+            headers = _stale(told.stale_s)
+            return problem.response(404, error.message, request.request_id, headers=headers)
         headers = _stale(told.stale_s)
         if BINARY in media_types(request.headers.get(b"accept", b"")):
             return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY, headers)
