@@ -9,13 +9,10 @@ from dataclasses import replace
 from uuid import UUID
 
 from lakehouse import building
-from lakehouse.collection import Collection
 from lakehouse.core import incarnation
-from lakehouse.core.errors import NotFound
 from lakehouse.core.incarnation import Incarnation
 from lakehouse.core.types import Batch
-from lakehouse.testing.history import Lost
-from lakehouse.testing.schedules import PARAMS, batch, value_of
+from lakehouse.testing.schedules import PARAMS, batch, present, value_of
 from lakehouse.testing.world import Process, World, simulated_settings
 
 SETTINGS = replace(simulated_settings(), snapshot_log_entries=10_000, write_deadline_s=60.0)
@@ -27,17 +24,6 @@ async def rows(values: dict[str, int]) -> AsyncIterator[Batch]:
     for item_id, value in values.items():
         await asyncio.sleep(0)
         yield batch({item_id: value})
-
-
-async def present(process: Process) -> Collection:
-    """The life that counts, with all that was acknowledged."""
-    for _ in range(8):
-        try:
-            await process.indexes.renewed(PARAMS.name)
-            return await process.indexes.fresh(PARAMS.name)
-        except NotFound:
-            continue
-    raise Lost("the index is gone")
 
 
 async def contents(process: Process) -> dict[str, int]:

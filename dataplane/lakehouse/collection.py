@@ -195,6 +195,17 @@ class Collection:
         caught_up = (shard.refresh(each) for shard, each in zip(self._shards, wanted, strict=True))
         return max(await asyncio.gather(*caught_up))
 
+    async def catch_up(self) -> None:
+        """Apply everything acknowledged before this call, for work that a stale look would do by halves.
+
+        Raises `Unavailable` when the store would not say what that is.
+        """
+        if await self.refresh(Consistency.STRONG) > 0:
+            raise Unavailable(
+                f"the store does not answer, so what the index holds is not known: repeat. index=`{self.name}`",
+                outcome=Outcome.NOT_COMMITTED,
+            )
+
     def _freshness(self, consistency: Consistency, min_position: Position | None) -> Sequence[Freshness]:
         """What each shard must have seen for a read.  Raises `Conflict` for a position of another life."""
         strong = consistency is Consistency.STRONG
@@ -233,7 +244,7 @@ class Collection:
     async def delete_where(self, filter: str | Predicate) -> WriteResult:
         """Delete what matched `filter` when the call began; never a version written after that."""
         wanted = _wanted(filter)
-        await self.refresh(Consistency.STRONG)
+        await self.catch_up()
         done = WriteResult(length=self.length, position=self.position)
         async for batch, versions in self.chunks(wanted):
             written = await self.delete_versions(batch.ids, versions)
@@ -553,7 +564,7 @@ class Collection:
 
     async def export(self, path: Path, version: int) -> None:
         """Write the index to a file: LHV1 version 3 (unsharded indexes), or 2 for the old system."""
-        await self.refresh(Consistency.STRONG)
+        await self.catch_up()
         if version == 3:
             if len(self._shards) != 1:
                 raise Invalid(

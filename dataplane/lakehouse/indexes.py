@@ -19,7 +19,7 @@ from lakehouse.collection import Collection
 from lakehouse.core import incarnation, names
 from lakehouse.core.errors import Conflict, Corrupt, Dropped, Invalid, LakehouseError, NotFound
 from lakehouse.core.incarnation import Incarnation, Origin
-from lakehouse.core.types import Consistency, IndexParams, MergeResult
+from lakehouse.core.types import IndexParams, MergeResult
 from lakehouse.ending import possibly_done
 from lakehouse.merging import merge_into
 from lakehouse.named_snapshots import NamedSnapshot
@@ -332,13 +332,13 @@ class Indexes(Replacing):
         return await merge_into(origin, target, clear_source=clear_source, replace=replace)
 
     async def fresh(self, name: str) -> Collection:
-        """The index of that name with everything acknowledged before this call."""
+        """The index of that name with everything acknowledged before this call.  Raises `Unavailable`, `NotFound`."""
         collection = await self.open(name)
         try:
-            await collection.refresh(Consistency.STRONG)
+            await collection.catch_up()
         except Dropped:
             collection = await self.open(name)
-            await collection.refresh(Consistency.STRONG)
+            await collection.catch_up()
         return collection
 
 

@@ -19,7 +19,7 @@ from lakehouse.collection import Collection
 from lakehouse.core import incarnation
 from lakehouse.core.errors import Conflict, LakehouseError, NotFound, Outcome, Unavailable
 from lakehouse.core.incarnation import Continues, Incarnation, Origin
-from lakehouse.core.types import Consistency, IndexParams
+from lakehouse.core.types import IndexParams
 from lakehouse.ending import uuid_of
 from lakehouse.log import Backoff
 from lakehouse.opening import Opened
@@ -83,8 +83,7 @@ class Replacing(Opened):
         ends = old.record.uuid
         async with self.abandoned_on_failure(name, replace(start, ends=ends)):
             await self._pin(old, start.life)
-            if await old.refresh(Consistency.STRONG) > 0:
-                raise Unavailable(f"the store does not answer. name=`{name}`", outcome=Outcome.NOT_COMMITTED)
+            await old.catch_up()
             found = [image_of(shard.replica) for shard in old.shard_list]
         continues = Continues(tuple(image.covered.sequence for image in found), exact=True)
         return old, replace(start, ends=ends, continues=continues), found

@@ -21,10 +21,10 @@ from lakehouse.log import ShardLog
 from lakehouse.server.http import BodyBudget, Request, Response
 from lakehouse.server.vectors_api import VectorsApi
 from lakehouse.testing.history import Lost
-from lakehouse.testing.schedules import PARAMS, Act
+from lakehouse.testing.schedules import PARAMS, Act, present
 from lakehouse.testing.world import Fault, Hold, Process, World, run
 from lakehouse.writing import Writer
-from successions import OTHER, RECORD_ONE, SETTINGS, begun, contents, present, published, put, rows
+from successions import OTHER, RECORD_ONE, SETTINGS, begun, contents, published, put, rows
 
 
 @pytest.fixture(autouse=True)

@@ -33,9 +33,9 @@ from lakehouse.jobs.workplace import Workplace
 from lakehouse.lives import take_over
 from lakehouse.settings import load
 from lakehouse.store.base import BytesLike
-from lakehouse.testing.schedules import PARAMS, batch
+from lakehouse.testing.schedules import PARAMS, batch, present
 from lakehouse.testing.world import Fault, Process, World, run, simulated_settings
-from successions import OTHER, RECORD_ONE, SETTINGS, contents, present, put, rows
+from successions import OTHER, RECORD_ONE, SETTINGS, contents, put, rows
 
 GIVEN = {"dataset": "d"}
 WRITTEN = {"dataset": "d", "follow": "Once"}

@@ -23,10 +23,10 @@ from lakehouse.testing.schedules import (
     Watcher,
     batch,
     planned,
+    present,
     value_of,
 )
 from lakehouse.testing.world import Process, World, run
-from successions import present
 
 SCHEDULES = int(os.environ.get("LAKEHOUSE_SHARDING_SCHEDULES", "80"))
 
@@ -91,8 +91,6 @@ async def play(seed: int) -> None:
     world.calm()
     await asyncio.sleep(HEAL_S)
     for process in [*fleet.members, world.start("newcomer")]:
-        await present(process)  # after a storm the first read may be stale, and looks again
-        await asyncio.sleep(1)
         collection = await present(process)
         if await collection.refresh(Consistency.STRONG) != 0.0:
             raise Lost(f"{process.name} cannot catch up in calm weather")

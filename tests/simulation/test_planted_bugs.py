@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lakehouse import incarnations, snapshots
+from lakehouse.collection import Collection
 from lakehouse.core import names
 from lakehouse.core.entry import NO_DIGEST, EncodedEntry, Entry
 from lakehouse.core.errors import LakehouseError, Unavailable
@@ -29,7 +30,7 @@ from lakehouse.seeding import Seed
 from lakehouse.shard import Shard
 from lakehouse.snapshots import Image, SnapshotRef, write_image
 from lakehouse.testing.history import ABSENT, Lost
-from lakehouse.testing.schedules import MERGE_PARAMS, PARAMS, assert_somewhere, batch, value_of
+from lakehouse.testing.schedules import MERGE_PARAMS, PARAMS, assert_somewhere, batch, present, value_of
 from lakehouse.testing.world import Fault, Hold, Process, World, run, simulated_settings
 
 Schedule = Callable[[World], Coroutine[Any, Any, None]]
@@ -206,6 +207,22 @@ async def adoption_is_killed_halfway(world: World) -> None:
     await expect(world, {"a": 1, "b": 2})
 
 
+async def deletion_by_filter_of_one_that_could_not_look(world: World) -> None:
+    writer, other = world.start("writer"), world.start("other")
+    collection = await writer.indexes.create(PARAMS)
+    await collection.add(replace(batch({"a": 1}), metadata=(b'{"n": 1}',)))
+    await catch_up(other)
+    await collection.add(replace(batch({"b": 2}), metadata=(b'{"n": 2}',)))
+    world.strike(other, "get", "/log/", Fault.REFUSED)
+    known = await other.indexes.open(PARAMS.name)
+    try:
+        await known.delete_where("n > 0")
+    except Unavailable:
+        await known.delete_where("n > 0")
+    if left := (await present(world.start("newcomer"))).length:
+        raise Lost(f"{left} items are there that matched, and were acknowledged before they were deleted")
+
+
 async def two_merges_in_opposite_directions(world: World) -> None:
     left, right = (params.name for params in MERGE_PARAMS)
     one, two = world.start("one"), world.start("two")
@@ -308,6 +325,13 @@ def keeps_the_version_of_a_skipped_item(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardIndex, "add_if_absent", without_touching)
 
 
+def works_on_what_it_happens_to_hold(patch: pytest.MonkeyPatch) -> None:
+    async def looked(self: Collection) -> None:
+        await self.refresh(Consistency.STRONG)
+
+    patch.setattr(Collection, "catch_up", looked)
+
+
 @dataclass(frozen=True)
 class Case:
     seed: int
@@ -325,6 +349,7 @@ CASES = (
     Case(7, request_is_repeated_after_a_snapshot, leaves_the_window_out_of_snapshots),
     Case(8, adoption_is_killed_halfway, adopts_with_the_record_first),
     Case(9, two_merges_in_opposite_directions, keeps_the_version_of_a_skipped_item),
+    Case(10, deletion_by_filter_of_one_that_could_not_look, works_on_what_it_happens_to_hold),
 )
 
 

@@ -22,10 +22,10 @@ from lakehouse.opening import LINGER_S, Opened
 from lakehouse.seeding import Seed
 from lakehouse.shard import Shard
 from lakehouse.testing.history import Lost
-from lakehouse.testing.schedules import PARAMS, Act, run_schedule, value_of
+from lakehouse.testing.schedules import PARAMS, Act, present, run_schedule, value_of
 from lakehouse.testing.world import Fault, Process, World, run
 from lakehouse.writing import Writer
-from successions import OTHER, RECORD_ONE, SETTINGS, begun, contents, present, published, put, rows
+from successions import OTHER, RECORD_ONE, SETTINGS, begun, contents, published, put, rows
 
 
 @pytest.fixture(autouse=True)

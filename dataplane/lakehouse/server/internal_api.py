@@ -20,7 +20,7 @@ from lakehouse.collection import INLINE_COST_S, Collection
 from lakehouse.core import entry
 from lakehouse.core.errors import Dropped, Invalid, LakehouseError, NotFound, OtherLife, Outcome, Unavailable
 from lakehouse.core.incarnation import Incarnation
-from lakehouse.core.types import EF_MAX, Consistency, Distance, IndexParams
+from lakehouse.core.types import EF_MAX, Distance, IndexParams
 from lakehouse.indexes import Indexes, merge_into
 from lakehouse.placed_shard import EVENTUAL, STRONG, Ask, Found, Freshness, LocalShard
 from lakehouse.placement import Neighbours, Pods
@@ -186,7 +186,7 @@ class InternalApi:
                     _record(index),
                     placement,
                 )
-                await target.refresh(Consistency.STRONG)
+                await target.catch_up()
                 return target
         raise Unavailable(
             f"nobody there serves the index to merge into. dest=`{dest}` dest_url=`{url}`",

@@ -338,8 +338,7 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
     """Survivors and a newcomer agree, and every id is what its history allows."""
     replicas = {}
     for process in [*fleet.members, world.start("newcomer")]:
-        await _present(process)  # after a storm the first read may be stale, and looks again
-        collection = await _present(process)
+        collection = await present(process)
         await asyncio.sleep(2 * world.settings.tail_poll_s)
         if await collection.refresh(Consistency.STRONG) != 0.0:
             raise Lost(f"{process.name} cannot catch up in calm weather")
@@ -359,15 +358,17 @@ async def _last_look(world: World, fleet: Fleet, clients: list[Client]) -> None:
         raise Lost(f"replicas differ: {replicas}")
 
 
-async def _present(process: Process) -> Collection:
-    """The life that a name lives, as a request finds it: again when one ended meanwhile."""
+async def present(process: Process) -> Collection:
+    """The life that counts, with all that was acknowledged.  Raises `Lost`."""
     for _ in range(OPERATIONS):
         try:
             await process.indexes.renewed(PARAMS.name)
             return await process.indexes.fresh(PARAMS.name)
-        except Dropped:
+        except NotFound:  # that life ended meanwhile
             continue
-    raise Lost(f"{process.name} finds one ended life after the other")
+        except Unavailable:  # after a storm the first look may be refused, and the store is asked again
+            await asyncio.sleep(1)
+    raise Lost(f"{process.name} finds one ended life after the other, or no answer of the store")
 
 
 def run_schedule(seed: int) -> None:
@@ -472,7 +473,7 @@ class Lives:
             if listed is not self.alive:
                 raise Lost(f"{process.name} lists the index: {listed}, but it is alive: {self.alive}")
             if self.alive:
-                collection = await process.indexes.fresh(PARAMS.name)
+                collection = await present(process)
                 seen = {item.id for item in (await collection.scroll(None, 1000))[0]}
                 if not self.acknowledged <= seen <= self.acknowledged | self.possible:
                     raise Lost(f"{process.name} sees {seen}, acknowledged were {self.acknowledged}")
@@ -583,8 +584,9 @@ class Generations:
     async def read(self, process: Process) -> None:
         """A strong read of everything.  Raises `Lost`."""
         at_least, before = self.shown, list(self.written)
-        collection = await process.indexes.fresh(PARAMS.name)
-        if await collection.refresh(Consistency.STRONG) != 0.0:
+        try:
+            collection = await process.indexes.fresh(PARAMS.name)
+        except Unavailable:
             return
         number = collection.record.number
         values = {value_of(collection, item_id) for item_id in self.IDS}
