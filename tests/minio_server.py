@@ -234,9 +234,9 @@ class MinioServer:
 
 
 def _stands(thread: Path) -> bool:
-    """Whether a process's thread is stopped, or gone; `man 5 proc` has the states."""
+    """Whether a process's thread is stopped, or has ended; `man 5 proc` has the states."""
     try:
-        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
 

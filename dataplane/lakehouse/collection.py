@@ -198,13 +198,17 @@ class Collection:
     async def catch_up(self) -> None:
         """Apply everything acknowledged before this call, for work that a stale look would do by halves.
 
-        Raises `Unavailable` when the store would not say what that is.
+        After a look in vain the next one is answered at once, and the store is asked again behind it: so this looks
+        again for a while.  Raises `Unavailable`.
         """
-        if await self.refresh(Consistency.STRONG) > 0:
-            raise Unavailable(
-                f"the store does not answer, so what the index holds is not known: repeat. index=`{self.name}`",
-                outcome=Outcome.NOT_COMMITTED,
-            )
+        until = self.runtime.monotonic() + self.settings.read_deadline_s
+        while await self.refresh(Consistency.STRONG) > 0:
+            if self.runtime.monotonic() >= until:
+                raise Unavailable(
+                    f"what was written to the index last is not here in time: repeat. index=`{self.name}`",
+                    outcome=Outcome.NOT_COMMITTED,
+                )
+            await self.runtime.sleep(self.settings.tail_poll_s)
 
     def _freshness(self, consistency: Consistency, min_position: Position | None) -> Sequence[Freshness]:
         """What each shard must have seen for a read.  Raises `Conflict` for a position of another life."""
@@ -437,7 +441,8 @@ class Collection:
         found, stale_s = await self._shards[number].item(item_id, fresh)
         _tell(told, stale_s)
         if found is None:
-            raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`")
+            behind = f" behind_s=`{stale_s:.1f}`" if stale_s else ""
+            raise NotFound(f"no such item. index=`{self.name}` id=`{item_id}`{behind}")
         return found
 
     async def scroll(

@@ -510,7 +510,7 @@ def _explained(error: ValidationError) -> str:
 
 def _told(problem: ErrorDetails) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         close = get_close_matches(name, Settings.model_fields, n=1)
         return f"there is no setting `{name}`" + (f"; is it `{close[0]}`?" if close else "")
     place = ".".join(map(str, problem["loc"])) or "settings"

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote
 
 import httpx
@@ -80,7 +81,9 @@ class IndexVectorSearch:
 async def _neighbours(
     collection: Collection, ids: Sequence[str], k: int, wanted: str | Predicate | None
 ) -> Sequence[Sequence[Hit]]:
-    items = await asyncio.gather(*(collection.item(item_id) for item_id in ids))
+    await collection.refresh(Consistency.STRONG)
+    read = partial(collection.item, consistency=Consistency.EVENTUAL, min_position=collection.position)
+    items = await asyncio.gather(*map(read, ids))
     found = await _nearest(collection, np.stack([item.vector for item in items]), k + 1, wanted)
     return [
         tuple(hit for hit in hits if hit.id != item_id)[:k] for item_id, hits in zip(ids, found, strict=True)

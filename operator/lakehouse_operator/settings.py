@@ -199,8 +199,7 @@ class Settings(BaseSettings):
         watched = info.data.get("watch_namespaces", ())
         if NAMESPACE_WORD not in value and (len(watched) > 1 or ALL_NAMESPACES in watched):
             raise ValueError(
-                f"several namespaces are served and would share one prefix: put {NAMESPACE_WORD} into it. "
-                f"prefix=`{value}`"
+                f"several namespaces are served and would share one prefix: put {NAMESPACE_WORD} into it"
             )
         return value
 

@@ -34,7 +34,7 @@ from lakehouse.store.base import ObjectInfo, ObjectStore
 from lakehouse.store.local import LocalStore
 from lakehouse.store.open import open_store
 from lakehouse.store.probe import probe
-from lakehouse.store.s3 import REFUSALS_MAX, S3Settings, S3Store
+from lakehouse.store.s3 import DENIALS_MAX, S3Settings, S3Store
 from minio_server import MinioServer, require_minio
 
 FULL_DISK_BYTES = 2 << 20
@@ -701,7 +701,7 @@ async def answering(answers: Answers, runtime: SystemRuntime) -> AsyncIterator[S
         (0, "", Unavailable, Outcome.UNKNOWN),
     ],
 )
-async def test_each_answer_becomes_one_error_and_only_a_refusal_is_tried_again(
+async def test_each_answer_becomes_one_error_and_only_a_denial_is_tried_again(
     answers: Answers,
     answering: S3Store,
     status: int,
@@ -715,14 +715,12 @@ async def test_each_answer_becomes_one_error_and_only_a_refusal_is_tried_again(
     assert type(caught.value) is kind
     assert getattr(caught.value, "outcome", None) is outcome
     assert caught.value.__cause__ is not None
-    assert answers.requests == (REFUSALS_MAX if kind is CredentialsRefused else 1), (
-        "the client must not retry"
-    )
+    assert answers.requests == (DENIALS_MAX if code == "AccessDenied" else 1), "the client must not retry"
 
 
-@pytest.mark.parametrize("refusals", range(1, REFUSALS_MAX))
-async def test_a_write_refused_for_a_moment_is_written(
-    answers: Answers, answering: S3Store, tmp_path: Path, refusals: int
+@pytest.mark.parametrize("denials", range(1, DENIALS_MAX))
+async def test_a_write_denied_for_a_moment_is_written(
+    answers: Answers, answering: S3Store, tmp_path: Path, denials: int
 ) -> None:
     (tmp_path / "file").write_bytes(b"whole")
     for write in (
@@ -730,13 +728,13 @@ async def test_a_write_refused_for_a_moment_is_written(
         partial(answering.put, "k", b"x"),
         partial(answering.upload, "k", tmp_path / "file"),
     ):
-        answers.requests, answers.first = 0, [(403, "AccessDenied")] * refusals
+        answers.requests, answers.first = 0, [(403, "AccessDenied")] * denials
         await write()
-        assert answers.requests == refusals + 1
+        assert answers.requests == denials + 1
     assert answers.received == b"whole", "a file is sent from its beginning again"
 
 
-async def test_a_conflict_after_a_refusal_is_in_doubt(answers: Answers, answering: S3Store) -> None:
+async def test_a_conflict_after_a_denial_is_in_doubt(answers: Answers, answering: S3Store) -> None:
     answers.first = [(403, "AccessDenied"), (412, "PreconditionFailed")]
     with pytest.raises(Unavailable) as caught:
         await answering.create("k", b"x")

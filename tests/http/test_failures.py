@@ -251,7 +251,9 @@ def test_a_store_that_stops_answering_stops_writes_only(tmp_path: Path, own_mini
                 assert float(strong.headers["lakehouse-staleness"]) > 0
             missing = http.get("/v1/vectors/index/things/items/nowhere")
             assert missing.status_code == 404
-            assert float(missing.headers["lakehouse-staleness"]) > 0
+            assert "behind_s=" in missing.json()["detail"]
+            near = http.post("/v1/vectors/index/things/search", json={"id": "before", "k": 1})
+            assert float(near.headers["lakehouse-staleness"]) > 0
             with Client(server.url) as python:
                 assert python.scroll("things").stale_s > 0
         finally:

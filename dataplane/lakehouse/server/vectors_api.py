@@ -6,6 +6,7 @@ would hold the loop. What this module does not do: decide anything about indexes
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -32,7 +33,7 @@ from lakehouse.core.types import (
 from lakehouse.index.predicate import Predicate
 from lakehouse.indexes import Indexes
 from lakehouse.runtime import Runtime
-from lakehouse.server import add_body, json_body, problem
+from lakehouse.server import add_body, json_body
 from lakehouse.server.add_body import matrix_of
 from lakehouse.server.declared import (
     Declared,
@@ -207,13 +208,14 @@ class VectorsApi:
         """Neighbours of a stored item, itself left out."""
         if asked.vector is not None:
             raise Invalid("give either `vector` or `id`, not both")
-        item_id = str(asked.id)
+        item_id, told = str(asked.id), Told()
         item = await collection.item(
-            item_id, consistency=CONSISTENCY[asked.consistency], min_position=position
+            item_id, consistency=CONSISTENCY[asked.consistency], min_position=position, told=told
         )
         k = clamped_k(asked.k)
         wanted = await self._wanted(collection, asked.filter)
         result = await _search(collection, item.vector.reshape(1, -1), k + 1, asked, wanted, position)
+        result = replace(result, stale_s=max(told.stale_s, result.stale_s))
         others = [hit for hit in result.hits[0] if hit.id != item_id][:k]
         return _search_response(_hits_json(others, asked.include), result, asked)
 
@@ -293,13 +295,9 @@ class VectorsApi:
         """One stored item; its vector alone, as float32 bytes, when that is what the client accepts."""
         collection = await self._readable(request)
         consistency, position, told = _consistency(request), _min_position(request), Told()
-        try:
-            item = await collection.item(
-                request.params["id"], consistency=consistency, min_position=position, told=told
-            )
-        except NotFound as error:
-            headers = _stale(told.stale_s)
-            return problem.response(404, error.message, request.request_id, headers=headers)
+        item = await collection.item(
+            request.params["id"], consistency=consistency, min_position=position, told=told
+        )
         headers = _stale(told.stale_s)
         if BINARY in media_types(request.headers.get(b"accept", b"")):
             return Response(200, item.vector.astype("<f4", copy=False).tobytes(), BINARY, headers)

@@ -63,9 +63,9 @@ async def _wins(store: ObjectStore, key: str, body: bytes) -> bool:
     except Conflict:
         return False
     except Unavailable as error:
-        if error.outcome is not Outcome.NOT_COMMITTED:
-            raise
-        return False
+        if error.outcome is Outcome.NOT_COMMITTED:
+            return False
+        return await store.get(key) == body
     return True
 
 

@@ -2,7 +2,7 @@
 
 `create` is a PUT with `If-None-Match: *`.  The client's own retries are off: they turn a lost answer into a
 `PreconditionFailed` for the caller's own write.  So one call is one request (but for listings, downloads, multipart
-uploads and refused writes), and `Unavailable.outcome` says what became of it.  Keys live under the bucket's `prefix`.
+uploads and denied writes), and `Unavailable.outcome` says what became of it.  Keys live under the bucket's `prefix`.
 
 What it does not do: rely on conditions for DELETE or COPY (MinIO ignores them) or on `If-Match` for writing
 (equal contents have equal ETags), use versions, or prove that the store honours `If-None-Match`: see `probe`.
@@ -47,9 +47,9 @@ PART_BYTES = 64 << 20
 """Files above this go up in parts and come down in ranges of this size; S3 takes 10,000 parts."""
 PARTS_MAX = 10_000
 CHUNK_BYTES = 1 << 20
-REFUSALS_MAX = 3
-"""Requests of one write before its refusal is believed: MinIO answers AccessDenied, and writes nothing, where another
-request deletes the last object beside this one at the same moment (about 4 of 10,000 such writes)."""
+DENIALS_MAX = 3
+"""Requests of one PUT before AccessDenied is believed: MinIO answers it, and writes nothing, where another request
+deletes the last object beside this one at the same moment (about 4 of 10,000 such writes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,24 +161,23 @@ class S3Store:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
-    def _put(self, key: str, data: bytes, **condition: str) -> None:
-        self._write(key, lambda: self._client.put_object(**self._at(key), Body=data, **condition))
-
-    def _write(self, key: str, send: Callable[[], object]) -> None:
-        """`send`, again if it is refused; a conflict with what a refused one may have written after all is in doubt."""
-        for attempt in range(1, REFUSALS_MAX + 1):
+    def _put(self, key: str, data: bytes | IO[bytes], **condition: str) -> None:
+        """One request, again if it is denied; a conflict with what a denied one may yet have written is in doubt."""
+        for attempt in range(1, DENIALS_MAX + 1):
+            if not isinstance(data, bytes):
+                data.seek(0)
             try:
                 with _translated("write", self._bucket, key):
-                    send()
+                    self._client.put_object(**self._at(key), Body=data, **condition)
                 return
-            except CredentialsRefused:
-                if attempt == REFUSALS_MAX:
+            except CredentialsRefused as error:
+                if attempt == DENIALS_MAX or _code(error.__cause__) != "AccessDenied":
                     raise
             except Conflict as error:
                 if attempt == 1:
                     raise
                 raise Unavailable(
-                    f"the store refused a write and then holds an object there. key=`{key}`"
+                    f"the store denied a write and then holds an object. key=`{key}`"
                 ) from error
 
     def _get(self, key: str, start: int, end: int | None) -> bytes:
@@ -272,15 +271,12 @@ class S3Store:
         except OSError as error:
             raise Invalid(f"cannot read the local file. path=`{path}`") from error
         with file:
-            self._write(key, lambda: self._send(key, file))
-
-    def _send(self, key: str, file: IO[bytes]) -> None:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        if size <= PART_BYTES:
-            self._client.put_object(**self._at(key), Body=file)
-        else:
-            self._upload_parts(key, file, max(PART_BYTES, -(-size // PARTS_MAX)))
+            size = os.fstat(file.fileno()).st_size
+            if size <= PART_BYTES:
+                self._put(key, file)
+            else:
+                with _translated("write", self._bucket, key):
+                    self._upload_parts(key, file, max(PART_BYTES, -(-size // PARTS_MAX)))
 
     def _upload_parts(self, key: str, file: IO[bytes], part_bytes: int) -> None:
         upload = {"UploadId": self._client.create_multipart_upload(**self._at(key))["UploadId"]}
@@ -401,8 +397,13 @@ def _translated(act: str, bucket: str, key: str) -> Iterator[None]:
         ) from error
 
 
+def _code(error: BaseException | None) -> str:
+    """The store's own word for what is wrong; empty where it said none."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, sdk.ClientError) else ""
+
+
 def _answered(error: sdk.ClientError, act: str, bucket: str, key: str) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     where = f"bucket=`{bucket}` key=`{key}` code=`{code}`"
     if status == 416:
