@@ -242,9 +242,7 @@ class RemoteShard:
                 else:
                     self._addresses.trust(address)
                     return answer
-            if (
-                behind and tells
-            ):  # nobody has more: yesterday's answer is better than none, if it says how old it is
+            if behind and tells:  # nobody has more: yesterday's answer, with its age, is better than none
                 sent.at_least, sent.strong = 0, True
                 continue
             if failed is not None or self._runtime.monotonic() + PAUSE_S >= until:
