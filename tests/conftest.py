@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
     if config.getoption("--soak"):
         return
-    skip = pytest.mark.skip(reason="long run: `make soak`")
     for item in items:
         if item.get_closest_marker("soak"):
-            item.add_marker(skip)
+            target = "e2e-soak" if item.path.parent.name == "e2e" else "soak"
+            item.add_marker(pytest.mark.skip(reason=f"long run: `make {target}`"))
