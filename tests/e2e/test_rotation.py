@@ -168,10 +168,17 @@ def test_a_key_that_overlaps_reaches_the_pods_in_seconds_and_then_they_are_left_
         lambda found: found == [version] * 2,
         seconds=WRITES_S_MAX,
     )
-    versions = [pod["metadata"]["resourceVersion"] for pod in index_pods(rotated, INDEX)]
-    time.sleep(LAG_S_MAX)  # longer than from one look of the operator to the next
-    assert [pod["metadata"]["resourceVersion"] for pod in index_pods(rotated, INDEX)] == versions
+    # Pods may be told once of another Secret meanwhile: of the peer key, at which the operator looks every minute.
+    assert any(are_left_alone(rotated, LAG_S_MAX) for _ in range(2)), "somebody writes pods again and again"
+    assert told(rotated) == [version] * 2
     assert pods(rotated) == before
+
+
+def are_left_alone(release: Release, seconds: float) -> bool:
+    """Whether nobody writes the index's pods for so long, which is longer than between two looks of the operator."""
+    versions = [pod["metadata"]["resourceVersion"] for pod in index_pods(release, INDEX)]
+    time.sleep(seconds)
+    return [pod["metadata"]["resourceVersion"] for pod in index_pods(release, INDEX)] == versions
 
 
 def line(release: Release, pod: Body) -> str:
